@@ -1,0 +1,104 @@
+# `make help` lists the targets. Needs Python 3.11 or 3.12 with pip, git and make; nothing else.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# The first interpreter that runs and has the right version; make PYTHON=/path/to/python3.11 overrules it.
+RIGHT_VERSION := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c '$(RIGHT_VERSION)' 2>/dev/null && echo $$p && break; done)
+
+# An extra package index for torch. Its 2.x.y+cpu satisfies the lock's 2.x.y and counts as newer: pip takes it.
+TORCH_INDEX ?=
+CPU_ONLY := make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# What `make demo` audits, and where its table and report go.
+PHOTOS ?=
+SAMPLE := out/sample
+demo: OUT ?= out/demo
+demo demo-s3: export SOURCE := $(or $(PHOTOS),$(SAMPLE)/photos)
+demo: export AUDIT = $(OUT)
+
+# Where the photos for the data tests lie; those tests skip without it.
+BDNET_DATA ?= $(abspath $(wildcard ../shared/data))
+ifneq ($(BDNET_DATA),)
+export BDNET_DATA
+endif
+
+# Modules of benchmarks/ that `make bench` runs, in this order.
+BENCHMARKS := archive_auc scores
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-s3 test test-fast lint format bench lock clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "Without a GPU, torch for the CPU alone is a far smaller download:"
+	@echo "  $(CPU_ONLY)"
+
+install: $(INSTALLED)  ## Create .venv with everything that the other commands need
+
+# Without build isolation: the setuptools that the lock file pins builds the project, no other is fetched.
+$(INSTALLED): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c '$(RIGHT_VERSION)' 2>/dev/null || { \
+		echo "bdnet needs Python 3.11 or 3.12, found '$(PYTHON)'. Say: make install PYTHON=/path/to/python3.11"; \
+		exit 1; } >&2
+	@echo "Installing the packages of requirements.lock into $(VENV). On Linux x86-64:"
+	@echo "  torch with CUDA: 3.6 GB to download, 7.2 GB of disk (measured)."
+	@echo "  torch for the CPU alone: about 0.8 GB and 2.7 GB (estimated): $(CPU_ONLY)"
+	@echo "pip keeps the downloads in its cache besides (pip cache purge removes them)."
+	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(PY) -m pip install --no-build-isolation --no-deps -e .
+	@touch $@
+
+# The sample archive is made anew only when its maker has changed.
+$(SAMPLE)/truth.json: infra/sample_archive.py | $(INSTALLED)
+	rm -rf $(SAMPLE)
+	$(PY) -m infra.sample_archive $(SAMPLE)
+
+demo: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## Audit a sample archive, or yours: PHOTOS=<folder or URI> [OUT=out/demo]
+	$(PY) -m jobs.audit "$$SOURCE" --out "$$AUDIT"
+	@$(PY) -m infra.demo_summary "$$AUDIT"
+
+demo-s3: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## The same through a local S3 server (PHOTOS: a local folder)
+	rm -rf out/demo-s3
+	$(PY) -m infra.s3_server out/demo-s3/server --buckets photos out --upload "$$SOURCE=s3://photos/archive" -- \
+		sh -c '$(PY) -m jobs.audit s3://photos/archive --out s3://out/demo && \
+		$(PY) -m infra.demo_summary s3://out/demo --save-report out/demo-s3/report.html'
+
+test: install  ## Run all tests
+	$(PY) -m pytest
+
+test-fast: install  ## Run the tests that need no whole job
+	$(PY) -m pytest -m "not e2e"
+
+lint: install  ## Check format, style and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: install  ## Format the code and mend what ruff can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: install  ## Run the benchmarks; each writes benchmarks/results/*.csv
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+
+# Not in the lock: pip and the project itself; what accelerates torch (torch asks for the exact versions
+# that fit it, and a CPU-only torch for none); boto3, which nothing here needs.
+NOT_LOCKED := ^(pip|wheel|boto3|s3transfer|triton|nvidia-.*|cuda-.*)==
+lock: install  ## Write requirements.lock from what .venv holds
+	$(PY) -m pip freeze --all --exclude-editable > requirements.lock.new
+	{ echo '# What runs together, exactly. Made by `make lock` from .venv: install there what you want, run the tests,'; \
+	  echo '# then `make lock`. Not listed: the packages that accelerate torch (nvidia-*, cuda-*, triton), which torch'; \
+	  echo '# itself asks for, so that the CPU-only torch installs from this same file.'; \
+	  grep -vE '$(NOT_LOCKED)' requirements.lock.new | sed -E '/^torch(vision)?==/s/\+.*//'; } > requirements.lock
+	rm requirements.lock.new
+	@touch $(INSTALLED)
+
+clean:  ## Remove what the commands made; not .venv, not audits in other folders of out/
+	rm -rf out/sample out/demo out/demo-s3 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""ResNet encoder: the five feature maps that BDNet scores; torchvision's code and names.
+
+He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torchvision
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One depth of ResNet. ``channels`` of the taps at strides 2, 4, 8, 16, 32."""
+
+    constructor: str
+    weights: str
+    channels: tuple[int, int, int, int, int]
+
+
+_BASIC = (64, 64, 128, 256, 512)
+_BOTTLENECK = (64, 256, 512, 1024, 2048)
+
+ENCODERS = {
+    "resnet18": EncoderSpec("resnet18", "ResNet18_Weights.IMAGENET1K_V1", _BASIC),
+    "resnet34": EncoderSpec("resnet34", "ResNet34_Weights.IMAGENET1K_V1", _BASIC),
+    "resnet50": EncoderSpec("resnet50", "ResNet50_Weights.IMAGENET1K_V1", _BOTTLENECK),
+    "resnet101": EncoderSpec("resnet101", "ResNet101_Weights.IMAGENET1K_V1", _BOTTLENECK),
+    "resnet152": EncoderSpec("resnet152", "ResNet152_Weights.IMAGENET1K_V1", _BOTTLENECK),
+}
+
+
+class ResNetEncoder(nn.Module):
+    """ResNet without its classifier, under torchvision's parameter names."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        spec = ENCODERS[name]
+        resnet = getattr(torchvision.models, spec.constructor)(weights=None)
+        self.channels = spec.channels
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map float images N×3×H×W to five features; feature i is N×C_i×⌈H/2^(i+1)⌉×⌈W/2^(i+1)⌉."""
+        stem = self.relu(self.bn1(self.conv1(images)))
+        features = [stem, self.layer1(self.maxpool(stem))]
+        for layer in (self.layer2, self.layer3, self.layer4):
+            features.append(layer(features[-1]))
+        return features
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What an initialisation filled: parameter and buffer names of the encoder, and what it left alone."""
+
+    source: str
+    loaded: tuple[str, ...]
+    not_in_source: tuple[str, ...]
+    not_used: tuple[str, ...]
+
+    def __str__(self) -> str:
+        missing = sorted({name.split(".")[0] for name in self.not_in_source})
+        left = f"; from scratch: {', '.join(missing)}" if missing else ""
+        return f"encoder: {len(self.loaded)} tensors from {self.source}{left}"
+
+
+def load_imagenet(encoder: ResNetEncoder, name: str) -> InitReport:
+    """Initialise from torchvision's ImageNet weights, downloaded once into torch's hub cache."""
+    weights = torchvision.models.get_weight(ENCODERS[name].weights)
+    return load_state(
+        encoder, weights.get_state_dict(progress=True, check_hash=True), f"torchvision {weights}"
+    )
+
+
+def load_state(encoder: ResNetEncoder, state: Mapping[str, Tensor], source: str) -> InitReport:
+    """Initialise from tensors under torchvision's keys; a partial state is fine and is reported.
+
+    Raises:
+        ValueError: nothing in ``state`` belongs to this encoder, or a shape differs.
+    """
+    own = encoder.state_dict()
+    loaded = {key: value for key, value in state.items() if key in own}
+    if not loaded:
+        raise ValueError(f"{source} holds no ResNet weights under torchvision's names (conv1.weight, …)")
+    for key, value in loaded.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"{source}: {key} has shape {tuple(value.shape)}, this encoder needs "
+                f"{tuple(own[key].shape)}; choose weights of the same depth"
+            )
+    encoder.load_state_dict(loaded, strict=False)
+    return InitReport(
+        source=source,
+        loaded=tuple(sorted(loaded)),
+        not_in_source=tuple(sorted(set(own) - set(loaded))),
+        not_used=tuple(sorted(set(state) - set(loaded))),
+    )

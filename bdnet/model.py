@@ -1,0 +1,173 @@
+"""A model on disk, ``model.safetensors`` and ``card.json`` in one folder; and in memory, ready to use."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bdnet.bdnet import build
+from bdnet.detect import Detection, measure
+from bdnet.photo import decode
+from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE, normalize
+
+DEFAULT_MODEL = "bdnet-resnet18"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is, where it came from and what it scored."""
+
+    arch: str
+    digest: str  # sha256 of model.safetensors
+    working_size: int = WORKING_SIZE
+    preprocessing: str = PREPROCESSING_VERSION
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+class Model:
+    """A network with its card on a device, in evaluation mode."""
+
+    def __init__(self, net: nn.Module, card: Card, device: torch.device | str | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.net = net.eval().to(self.device, memory_format=torch.channels_last)
+        self.card = card
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Detect blur in a batch of equal shape.
+
+        Args:
+            images: uint8 RGB N×H×W×3.
+
+        Returns:
+            probability that a pixel is blurred, float32 N×H×W; probability of (motion, defocus), float32 N×2.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device)):
+            output = self.net(normalize(images.to(self.device, non_blocking=True)))
+        # The difference of two logits through a sigmoid is the softmax of two classes.
+        margin = output.logits[:, 1].float() - output.logits[:, 0].float()
+        kinds = torch.softmax(output.kind_logits.float(), dim=1)
+        return torch.sigmoid(margin).cpu().numpy(), kinds.cpu().numpy()
+
+    def probability(self, pixels: np.ndarray) -> np.ndarray:
+        """Probability that each pixel is blurred, float32 H×W, for one photo uint8 H×W×3."""
+        return self.predict(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0][0]
+
+    def detect(self, photo: str | os.PathLike[str] | bytes, working_size: int | None = None) -> Detection:
+        """Detect blur in one photo, a path or its bytes, upright and at working size.
+
+        Raises:
+            ValueError: the bytes are no photo that can be decoded; the message says why.
+        """
+        data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+        decoded = decode(data, working_size or self.card.working_size)
+        if decoded.pixels is None:
+            name = "the photo" if isinstance(photo, bytes) else os.fspath(photo)
+            raise ValueError(f"{name} is {decoded.status}: {decoded.error}")
+        probability, kinds = self.predict(torch.from_numpy(decoded.pixels)[None])
+        return measure(probability[0], kinds[0], decoded.capture.subject_area)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is in hardware: emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+
+
+def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
+    """Read the weights' bytes and the card of a shipped model's name, a folder or an fsspec URI.
+
+    Raises:
+        ValueError: there is no model, or its weights are not those that the card describes.
+    """
+    shipped = resources.files("bdnet") / "models" / name_or_uri
+    if "/" not in name_or_uri and (shipped / CARD_FILE).is_file():
+        weights, card_text = (shipped / WEIGHTS_FILE).read_bytes(), (shipped / CARD_FILE).read_text()
+    else:
+        fs, path = fsspec.core.url_to_fs(name_or_uri)
+        try:
+            weights = fs.cat_file(f"{path}/{WEIGHTS_FILE}")
+            card_text = fs.cat_file(f"{path}/{CARD_FILE}").decode()
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"no model at {name_or_uri}: expected {WEIGHTS_FILE} and {CARD_FILE} there, or the name of a "
+                f"shipped model ({', '.join(shipped_models())})"
+            ) from error
+    card = Card(**json.loads(card_text))
+    if hashlib.sha256(weights).hexdigest() != card.digest:
+        raise ValueError(f"{name_or_uri}: {WEIGHTS_FILE} is not the one its card describes; copy both again")
+    if card.preprocessing != PREPROCESSING_VERSION:
+        raise ValueError(
+            f"{name_or_uri} expects preprocessing {card.preprocessing}, this bdnet has "
+            f"{PREPROCESSING_VERSION}; install the bdnet it was trained with or train it again"
+        )
+    return weights, card
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with bdnet."""
+    folder = resources.files("bdnet") / "models"
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def read_card(name_or_uri: str = DEFAULT_MODEL) -> Card:
+    """Read and check a model's card without building the network."""
+    return read_folder(name_or_uri)[1]
+
+
+def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = None) -> Model:
+    """Load a shipped model by name, or any model by folder or fsspec URI.
+
+    Args:
+        name_or_uri: for example ``bdnet-resnet18`` or ``s3://bucket/models/mine``.
+        device: CUDA where there is one, else the CPU.
+    """
+    weights, card = read_folder(name_or_uri)
+    net = build(card.arch)
+    state = {name: tensor.float() for name, tensor in safetensors.torch.load(weights).items()}
+    net.load_state_dict({**_counters(net), **state})
+    return Model(net, card, device)
+
+
+def save(net: nn.Module, folder: str, card: dict[str, Any]) -> Card:
+    """Write a network as half-precision weights with its card; ``card`` holds the fields beside the digest.
+
+    Raises:
+        ValueError: a weight is not finite or does not fit half precision.
+    """
+    state = {}
+    for name, tensor in net.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        # Half precision halves the file. Statistics stay: a variance may be below what half can hold.
+        half = tensor.to(torch.float16) if "running_" not in name else tensor
+        if not torch.isfinite(half).all():
+            raise ValueError(f"weight {name} is not finite in half precision; the training diverged")
+        state[name] = half.detach().cpu().contiguous()
+    weights = safetensors.torch.save(state)
+    complete = Card(digest=hashlib.sha256(weights).hexdigest(), **card)
+    fs, path = fsspec.core.url_to_fs(folder)
+    fs.makedirs(path, exist_ok=True)
+    # The card last: a folder with a card is a whole model.
+    fs.pipe_file(f"{path}/{WEIGHTS_FILE}", weights)
+    fs.pipe_file(f"{path}/{CARD_FILE}", json.dumps(asdict(complete), indent=2).encode() + b"\n")
+    return complete
+
+
+def _counters(net: nn.Module) -> dict[str, Tensor]:
+    """Batch counters of the normalisations, which files leave out: evaluation doesn't read them."""
+    return {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}

@@ -1,0 +1,410 @@
+"""The one decoder: a photo's bytes become upright uint8 RGB, or a status that says why not.
+
+Decided here, and part of ``DECODER_VERSION``: colour profiles are not applied; transparent parts are
+shown on white; the first frame stands for an animation; a JPEG is read at the smallest DCT scale that
+is still large enough, then resized like every other format, bicubic with antialiasing.
+"""
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from bdnet.exif import Capture, orientation, read_capture
+
+DECODER_VERSION = "1"
+"""Part of the audit digest: raise it when the pixels of any photo change."""
+
+# The plugins are called by name, not through Image.open: nothing else (EPS runs Ghostscript) can be
+# reached, and Pillow's own bound, which would refuse an honest panorama, needs no change for the whole
+# process. An MPO is a JPEG whose first picture is the photo.
+_OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+}
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"IIU\0", "camera raw"),
+    (b"IIRO", "camera raw"),
+    (b"IIRS", "camera raw"),
+    (b"MMOR", "camera raw"),
+    (b"FUJIFILMCCD-RAW", "camera raw"),
+    (b"FOVb", "camera raw"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"),
+    (b"MM\0+", "tiff"),
+    (b"\0\0\0\x0cjP  ", "jpeg 2000"),
+    (b"\xff\x4f\xff\x51", "jpeg 2000"),
+    (b"\0\0\0\x0cJXL ", "jpeg xl"),
+    (b"\xff\x0a", "jpeg xl"),
+    (b"8BPS", "psd"),
+    (b"%PDF-", "pdf"),
+    (b"%!PS", "postscript"),
+    (b"\x1aE\xdf\xa3", "video"),
+    (b"\0\0\x01\xba", "video"),
+    (b"PK\x03\x04", "zip"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NEW_SUBFILE_TYPE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 262, 330, 50706
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+# Where the pixel data starts and how many bytes it has, as strips or as tiles.
+_DATA_TAGS = ((273, 279), (324, 325))
+_COLOUR_FILTER_ARRAY = 32803
+_TIFF_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+
+# Pillow reports some damage through logging; without a handler Python prints that on stderr. (What libtiff
+# itself writes there about a damaged compressed TIFF can't be silenced through Pillow.)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the decoder accepts, checked on the header before any pixel is decoded.
+
+    ``max_pixels`` bounds the photo, ``max_full_decode_pixels`` what has to be held in memory at once:
+    all of it, but for a JPEG that can be read at a reduced scale.
+    """
+
+    max_bytes: int = 512 * 2**20
+    max_pixels: int = 400_000_000
+    max_full_decode_pixels: int = 120_000_000
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single equality
+class Photo:
+    """A decoded photo, or why there is none.
+
+    ``status`` is ok, truncated, unreadable, unsupported, too_large or empty; ``error`` one line, None
+    when ok. ``pixels`` is uint8 (H, W, 3) RGB, upright and contiguous, None unless ok. ``width`` and
+    ``height`` are the whole photo's, upright; they, ``format`` (lower case) and ``capture`` hold what
+    was read before a failure.
+    """
+
+    status: str
+    error: str | None = None
+    pixels: np.ndarray | None = None
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    capture: Capture = field(default_factory=Capture)
+
+
+class _RefusedError(Exception):
+    """A status and its reason, found by a check of our own."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def size_at(width: int, height: int, working_size: int | None) -> tuple[int, int]:
+    """Return the (width, height) that a photo of this size has at ``working_size``; never larger."""
+    if working_size is None or max(width, height) <= working_size:
+        return width, height
+    scale = working_size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits()) -> Photo:
+    """Decode one photo; whatever the bytes are, the answer is a ``Photo``.
+
+    The long side becomes at most ``working_size`` pixels (None: as it is); nothing is enlarged. Raises
+    ValueError for a ``working_size`` below 1.
+    """
+    if working_size is not None and working_size < 1:
+        raise ValueError(f"working size is {working_size}: give at least 1, or None for the photo's own size")
+    if not data:
+        return Photo("empty", "the file is empty")
+    if len(data) > limits.max_bytes:
+        return Photo("too_large", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
+    kind = _recognise(data)
+    if kind is None:
+        return Photo("unreadable", "not a picture: the content is of no known type")
+    if kind not in _OPENERS:
+        return Photo("unsupported", f"{kind} is not a photo format that can be read", format=kind)
+
+    # Once more at each call, since anyone may reset the filters; unlike catch_warnings this is safe with
+    # threads, and a filter that is already there is only moved.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    image: ImageFile.ImageFile | None = None
+    width = height = None
+    capture = Capture()
+    try:
+        image = _OPENERS[kind](io.BytesIO(data))
+        stored = width, height = _stored_size(image)
+        box = _prepare(image, kind, data, working_size, limits)
+        if kind == "png":
+            image.load()  # EXIF may follow the pixels
+        exif = _exif(image)
+        turn = orientation(exif)
+        capture = read_capture(exif, *stored)
+        if turn >= 5:
+            width, height = height, width
+        if kind == "tiff":  # Pillow itself turns a TIFF as it loads
+            stored, turn = (width, height), 1
+        pixels = _pixels(image, size_at(*stored, working_size), box, turn)
+    except Exception as error:
+        # Decoders of damaged data raise nearly anything, MemoryError and RecursionError included; all of
+        # it is the photo's status, and the reason stays with the photo.
+        status = _status(error, kind, data, image)
+        return Photo(status, _one_line(error), None, kind, width, height, capture)
+    return Photo("ok", None, pixels, kind, width, height, capture)
+
+
+def _recognise(data: bytes) -> str | None:
+    """Name the type of a file by its first bytes; None where it looks like nothing known."""
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return "camera raw" if kind == "tiff" and data[8:10] == b"CR" else kind
+    if data[:4] == b"RIFF":
+        return {b"WEBP": "webp", b"AVI ": "video"}.get(data[8:12])
+    if data[4:8] in (b"ftyp", b"moov", b"mdat"):
+        brand = data[8:12]
+        if brand in _HEIF_BRANDS:
+            return "heic"
+        return {b"avif": "avif", b"avis": "avif", b"crx ": "camera raw"}.get(brand, "video")
+    # Two letters alone would take any text that starts with BM.
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
+        return "bmp"
+    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    if head.startswith(b"<") and b"<svg" in head:
+        return "svg"
+    return None
+
+
+def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return (width, height) before turning: Pillow gives a TIFF's size as it will be after."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2[256], image.tag_v2[257]
+    return image.size
+
+
+def _prepare(
+    image: ImageFile.ImageFile, kind: str, data: bytes, working_size: int | None, limits: Limits
+) -> tuple[float, float, float, float] | None:
+    """Refuse by the header what must not be decoded; choose a JPEG's scale.
+
+    Returns the part of the reduced JPEG that the photo covers (its last column can be a partial one),
+    None where nothing is reduced.
+    """
+    width, height = image.size
+    held = width * height
+    if held > limits.max_pixels:
+        raise _RefusedError("too_large", f"{width}×{height} pixels; the limit is {limits.max_pixels:,}")
+    box = None
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # Over several scans libjpeg holds every coefficient, whatever the scale.
+        at_once = not image.info.get("progressive") and _scan_components(image, data) == image.layers
+        target = size_at(width, height, working_size)
+        reduced = image.draft(None, target) if target != (width, height) else None
+        if reduced is not None:
+            box = reduced[1]
+        if at_once:
+            held = image.width * image.height
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        # A raw file's first picture is a thumbnail; its verdict would be given to the photo.
+        preview = tags.get(_NEW_SUBFILE_TYPE, 0) == 1 and _SUB_IFDS in tags
+        if preview or _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) == _COLOUR_FILTER_ARRAY:
+            raise _RefusedError("unsupported", "a camera's raw file; export it as JPEG or TIFF")
+        extents = [tile.extents for tile in image.tile if tile.extents is not None]
+        if (max(e[2] for e in extents), max(e[3] for e in extents)) != _stored_size(image):
+            raise _RefusedError("unreadable", f"pixel data for a part only of {width}×{height} pixels")
+        # A tile can be larger than its picture, and is decoded whole.
+        tile_width, tile_height = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
+        if isinstance(tile_width, int) and isinstance(tile_height, int):
+            held = max(held, tile_width * tile_height)
+    if held > limits.max_full_decode_pixels:
+        raise _RefusedError(
+            "too_large",
+            f"{width}×{height} pixels, which this {kind} needs in memory at once; "
+            f"the limit is {limits.max_full_decode_pixels:,}",
+        )
+    # libjpeg paints grey over what is missing before an end marker. A block of 8×8 takes a bit or more.
+    if kind == "jpeg" and len(data) * 8 < width * height // 64:
+        raise _RefusedError("truncated", f"{len(data):,} bytes can't hold {width}×{height} pixels")
+    if kind == "png" and (fault := _png_fault(data)):
+        raise _RefusedError(*fault)
+    return box
+
+
+def _scan_components(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Return how many colour components a JPEG's first scan has; Pillow stops reading after its header."""
+    assert image.fp is not None
+    start = data.rfind(b"\xff\xda", 0, image.fp.tell())
+    return data[start + 4]
+
+
+def _png_fault(data: bytes) -> tuple[str, str] | None:
+    """Check what Pillow leaves out: that the pixel data has its checksums and the file its end."""
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            break
+        if name == b"IEND":
+            return None
+        if name == b"IDAT" and zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big") != view[end - 4 : end]:
+            return "unreadable", "damaged pixel data: a checksum is wrong"
+        at = end
+    return "truncated", "the file ends before its last chunk"
+
+
+def _exif(image: ImageFile.ImageFile) -> Image.Exif:
+    try:
+        return image.getexif()
+    except Exception:  # a photo with damaged metadata is still a photo
+        return Image.Exif()
+
+
+def _pixels(
+    image: ImageFile.ImageFile,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None,
+    turn: int,
+) -> np.ndarray:
+    image.load()
+    plain = _plain(image)
+    if plain.size != size:
+        plain = plain.resize(size, Image.Resampling.BICUBIC, box=box)
+    if plain.mode == "RGBA":
+        white = Image.new("RGB", plain.size, "white")
+        white.paste(plain, mask=plain.getchannel("A"))
+        plain = white
+    if plain.mode != "RGB":
+        plain = plain.convert("RGB")
+    if turn in _TURNS:
+        plain = plain.transpose(_TURNS[turn])
+    return np.array(plain)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Bring any mode to L, RGB, CMYK or RGBA: modes whose pixels can be averaged."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        # Nothing says what white is: the smallest usual white that holds the brightest pixel.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        brightest = float(values.max())
+        white = next((w for w in (1.0, 255.0, 65_535.0) if brightest <= w), brightest)
+        return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
+    if image.mode == "LAB":
+        to_rgb = ImageCms.buildTransform(
+            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+        )
+        converted = ImageCms.applyTransform(image, to_rgb)
+        assert converted is not None
+        return converted
+    if image.has_transparency_data:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+_UNSUPPORTED_WORDS = (
+    "unsupported",
+    "not yet supported",
+    "cannot handle",
+    "unknown pixel mode",
+    "unknown data",
+)
+
+
+def _status(error: Exception, kind: str, data: bytes, image: ImageFile.ImageFile | None) -> str:
+    """Name what went wrong; Pillow tells its reasons apart by their words alone."""
+    if isinstance(error, _RefusedError):
+        return error.status
+    if isinstance(error, (MemoryError, Image.DecompressionBombError)):
+        return "too_large"
+    words = str(error).lower()
+    if "truncated" in words or _ends_early(kind, data, image):
+        return "truncated"
+    return "unsupported" if any(w in words for w in _UNSUPPORTED_WORDS) else "unreadable"
+
+
+def _ends_early(kind: str, data: bytes, image: ImageFile.ImageFile | None) -> bool:
+    """Whether a file that can't be decoded is shorter than it says it is."""
+    if kind == "jpeg":
+        return b"\xff\xd9" not in data[-64:]
+    if kind == "gif":
+        return not data.endswith(b";")
+    if kind == "webp":
+        return 8 + int.from_bytes(data[4:8], "little") > len(data)
+    if kind == "bmp":
+        return int.from_bytes(data[2:6], "little") > len(data)
+    if kind == "tiff":
+        if data[2:4] in (b"*\0", b"\0*") and _tiff_directory_end(data) > len(data):
+            return True
+        return isinstance(image, TiffImagePlugin.TiffImageFile) and _tiff_pixels_end(image) > len(data)
+    fault = _png_fault(data)
+    return fault is not None and fault[0] == "truncated"
+
+
+def _tiff_directory_end(data: bytes) -> int:
+    """Return where a TIFF's first directory and the values it points to end."""
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    start = int.from_bytes(data[4:8], order) + 2
+    end = start + 12 * int.from_bytes(data[start - 2 : start], order)
+    for at in range(start, min(end, len(data)), 12):
+        kind, count, offset = (
+            int.from_bytes(data[at + i : at + j], order) for i, j in ((2, 4), (4, 8), (8, 12))
+        )
+        size = count * _TIFF_TYPE_SIZES.get(kind, 0)
+        if size > 4:  # smaller values lie in the directory itself
+            end = max(end, offset + size)
+    return end
+
+
+def _tiff_pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
+    ends = [0]
+    for starts, sizes in ((image.tag_v2.get(a), image.tag_v2.get(b)) for a, b in _DATA_TAGS):
+        if isinstance(starts, tuple) and isinstance(sizes, tuple):
+            pairs = zip(starts, sizes, strict=False)
+            ends += [
+                start + size for start, size in pairs if isinstance(start, int) and isinstance(size, int)
+            ]
+    return max(ends)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "".join(c for c in text if c.isprintable())[:200] or type(error).__name__

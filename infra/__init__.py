@@ -1,0 +1,1 @@
+"""What bdnet runs on."""

@@ -1,0 +1,82 @@
+"""Find the blur in every photo of an archive: ``python -m jobs.audit SOURCE --out URI``."""
+
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bdnet.model import DEFAULT_MODEL
+from jobs.command import run
+from pipeline import storage
+from pipeline.audit import AuditSettings, audit, dry_run, new_run_id
+from pipeline.layout import AuditLayout
+from pipeline.runlog import saved_log
+from pipeline.schema import RETRYABLE_STATUSES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of jobs.audit."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """The archive: a folder, s3://bucket/prefix, any fsspec URI, or a .parquet manifest of a listing."""
+    out: str
+    """Folder or URI of the table, reports and runs; the same one each night."""
+    model: str = DEFAULT_MODEL
+    """A shipped model's name, or folder or URI of a model that jobs.train wrote."""
+    working_size: int | None = None
+    """Long side in pixels at which the network looks; the model's own when not given."""
+    masks: Literal["table", "shards"] = "table"
+    """table: masks in the table's column mask; shards: also as PNG files in tar shards."""
+    limit: int | None = None
+    """List and audit no more photos than this."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List and count what would be audited; write nothing."""
+    workers: int | None = None
+    """Detectors; one per GPU, or one per four logical CPUs, when not given."""
+    fail_on_errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Exit with 3 when photos could not be read and will be tried again by the next run."""
+
+
+def work(settings: Settings) -> dict[str, Any]:
+    """Audit, or count what an audit would do."""
+    audited = AuditSettings(
+        source=storage.normalize(settings.source),
+        out=storage.normalize(settings.out),
+        model=settings.model if "/" not in settings.model else storage.normalize(settings.model),
+        working_size=settings.working_size,
+        masks=settings.masks,
+        limit=settings.limit,
+        workers=settings.workers,
+    )
+    if settings.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            return dry_run(audited, scratch)
+    run_id = new_run_id()
+    with saved_log(AuditLayout(audited.out).run(run_id).log):
+        return audit(audited, run_id)
+
+
+def exit_code(settings: Settings, result: dict[str, Any]) -> int:
+    """3 when the user asked to be told of photos that remain to be read."""
+    failed = sum(result.get("by_status", {}).get(status, 0) for status in RETRYABLE_STATUSES)
+    return 3 if settings.fail_on_errors and failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("bdnet").setLevel(logging.INFO)
+
+    def result_uri(settings: Settings, result: dict[str, Any]) -> str | None:
+        out = AuditLayout(storage.normalize(settings.out))
+        return None if settings.dry_run else out.run(result["run_id"]).result
+
+    return run(Settings, work, argv, __doc__, result_uri, exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Train BDNet on a patch dataset: ``python -m jobs.train PATCHES --out URI --arch bdnet-resnet18``."""
+
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bdnet.recipes import RECIPES
+from jobs.command import run
+from pipeline import cluster, storage
+from pipeline.training import TrainingSettings, train
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of jobs.train."""
+
+    patches: Annotated[str, tyro.conf.Positional]
+    """Folder or URI that jobs.prepare wrote."""
+    out: str
+    """Folder or URI of checkpoints and model; the same command given again goes on from its checkpoint."""
+    arch: str
+    """Network: bdnet-resnet18, -resnet34, -resnet50, -resnet101 or -resnet152."""
+    recipe: Literal["paper", "default"] = "default"
+    """paper: as published; default: better within two hours of two CPU cores."""
+    init: str = "imagenet"
+    """Encoder's start: imagenet (torchvision downloads it), none, or path or URI of a .safetensors file."""
+    workers: int = 1
+    """Data-parallel workers, each on a GPU where the cluster has them."""
+    epochs: int | None = None
+    """Epochs; the recipe's own number when not given."""
+    folds: int | None = None
+    """Train K networks, each validated on another K-th of the photos; else one, validated on a tenth."""
+    seed: int = 0
+    """Seed of everything random."""
+    terms: str = "not stated"
+    """Terms under which the photos were given, for the model's card."""
+
+
+VALIDATION_FOLDS = 10
+
+
+def work(settings: Settings) -> dict[str, Any]:
+    """Train one network, or one for each fold."""
+    recipe = RECIPES[settings.recipe]()
+    if settings.epochs is not None:
+        recipe = replace(recipe, epochs=settings.epochs)
+    if settings.workers < 1 or recipe.epochs < 1:
+        raise ValueError("--workers and --epochs must be at least 1")
+    if settings.folds is not None and settings.folds < 2:
+        raise ValueError("--folds must be at least 2")
+    out = storage.normalize(settings.out)
+    one = TrainingSettings(
+        patches=storage.normalize(settings.patches),
+        out=out,
+        arch=settings.arch,
+        recipe=recipe,
+        init=settings.init,
+        workers=settings.workers,
+        seed=settings.seed,
+        validation_folds=settings.folds or VALIDATION_FOLDS,
+        fold=0,
+        terms=settings.terms,
+        command=shlex.join(["python", "-m", "jobs.train", *_public_arguments(settings)]),
+    )
+    print(f"training {one.arch} for {recipe.epochs} epochs on {one.patches} into {out}", file=sys.stderr)
+    with cluster.connect(settings.workers) as shares:
+        if settings.folds is None:
+            return train(one, shares)
+        each = [
+            train(replace(one, out=f"{out}/fold-{fold}", fold=fold), shares) for fold in range(settings.folds)
+        ]
+    mean = sum(result["val_mean_iou"] for result in each) / len(each)
+    return {**each[0], "val_mean_iou": mean, "folds": each}
+
+
+def _public_arguments(settings: Settings) -> list[str]:
+    """The command for the card, with the last part of each path: where files lay is nobody's business."""
+    arguments = [settings.patches.rstrip("/").rsplit("/", 1)[-1], "--out", "OUT", "--arch", settings.arch]
+    arguments += ["--recipe", settings.recipe, "--init", settings.init.rsplit("/", 1)[-1]]
+    arguments += ["--workers", str(settings.workers), "--seed", str(settings.seed)]
+    if settings.epochs is not None:
+        arguments += ["--epochs", str(settings.epochs)]
+    return arguments if settings.folds is None else [*arguments, "--folds", str(settings.folds)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(
+        Settings, work, argv, __doc__, lambda s, _: storage.join(storage.normalize(s.out), "result.json")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

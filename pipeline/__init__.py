@@ -1,0 +1,1 @@
+"""Archives in, tables out, on Ray."""

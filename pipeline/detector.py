@@ -1,0 +1,173 @@
+"""The steps of an audit that run on the cluster: read and decode, detect, stage. Rows in, rows out."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from bdnet.detect import Detection, measure
+from bdnet.model import load
+from bdnet.photo import decode
+from pipeline import storage
+from pipeline.fetch import fetch
+from pipeline.layout import AuditLayout
+from pipeline.ledger import stage
+from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASUREMENTS, RETRYABLE_STATUSES
+
+FETCH_THREADS = 8
+# Photos that the network sees at once, of equal shape.
+BATCH = 8
+
+_BEFORE_DETECTION = pa.schema(
+    [
+        *LISTING,
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        *CAPTURE,
+        pa.field("status", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+)
+_DECODED = pa.schema(
+    [
+        *_BEFORE_DETECTION,
+        # Upright RGB rows at working size, and where the camera saw its subject.
+        pa.field("pixels", pa.large_binary()),
+        pa.field("pixels_height", pa.int32()),
+        pa.field("pixels_width", pa.int32()),
+        pa.field("subject_area", pa.list_(pa.float64())),
+    ]
+)
+_DETECTED = pa.schema([*_BEFORE_DETECTION, *MEASUREMENTS])
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which run and model wrote a row."""
+
+    model_digest: str
+    audit_digest: str
+    run_id: str
+
+
+def read_and_decode(photos: pa.Table, working_size: int) -> Iterator[pa.Table]:
+    """Fetch and decode photo versions (``schema.LISTING``); each becomes one row, whatever it holds.
+
+    Bytes are decoded in the thread that fetched them: no more raw photos are in memory than threads.
+    """
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        fetched = fetch(row["uri"], row["etag"])
+        if fetched.data is None:
+            return {**row, "status": fetched.status, "error": fetched.error}
+        photo = decode(fetched.data, working_size)
+        capture = asdict(photo.capture)
+        decoded = {**row, **capture, "status": photo.status, "error": photo.error}
+        decoded |= {"format": photo.format, "width": photo.width, "height": photo.height}
+        if photo.pixels is not None:
+            height, width, _ = photo.pixels.shape
+            decoded |= {"pixels": photo.pixels.data, "pixels_height": height, "pixels_width": width}
+        return decoded
+
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        yield pa.Table.from_pylist(list(pool.map(one, photos.to_pylist())), schema=_DECODED)
+
+
+class Detector:
+    """Holds the network once per process and measures decoded photos."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._model = load(model)
+
+    def __call__(self, photos: pa.Table) -> pa.Table:
+        """Measure the photos whose status is ok; pixels leave the rows, measurements and mask join them."""
+        rows = photos.to_pylist()
+        shapes: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["pixels"] is not None:
+                shapes.setdefault((row["pixels_height"], row["pixels_width"]), []).append(row)
+        for (height, width), alike in shapes.items():
+            for start in range(0, len(alike), BATCH):
+                batch = alike[start : start + BATCH]
+                pixels = np.stack([np.frombuffer(row["pixels"], np.uint8) for row in batch])
+                images = torch.from_numpy(pixels.reshape(len(batch), height, width, 3))
+                for row, probability, kinds in zip(batch, *self._model.predict(images), strict=True):
+                    area = row["subject_area"]
+                    row |= measurements(measure(probability, kinds, tuple(area) if area else None))
+        return pa.Table.from_pylist(rows, schema=_DETECTED)
+
+
+def measurements(detection: Detection) -> dict[str, Any]:
+    """A detection as columns of ``schema.MEASUREMENTS``."""
+    values = {f.name: getattr(detection, f.name) for f in fields(detection) if f.name in MEASUREMENTS.names}
+    height, width = detection.mask.shape
+    return {**values, "mask": encode_mask(detection.mask), "mask_width": width, "mask_height": height}
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A mask, bool H×W, as 1-bit PNG, white = blurred."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def stage_rows(photos: pa.Table, out: str, provenance: Provenance, mask_shards: bool) -> pa.Table:
+    """Write detected photos beside the tables; return one row per file written, for the driver to commit."""
+    layout = AuditLayout(out)
+    now = datetime.now(UTC)
+    rows = photos.to_pylist()
+    failed = [row for row in rows if row["status"] in RETRYABLE_STATUSES]
+    final = [row for row in rows if row["status"] not in RETRYABLE_STATUSES]
+    written = []
+    if final:
+        if mask_shards:
+            _write_mask_shard(final, layout, provenance.run_id)
+        extra = {**asdict(provenance), "audited_at": now}
+        table = pa.Table.from_pylist([{**row, **extra} for row in final], schema=AUDIT_TABLE)
+        written.append(("table", stage(table, layout.table, provenance.run_id), final))
+    if failed:
+        extra = {"run_id": provenance.run_id, "failed_at": now}
+        table = pa.Table.from_pylist([{**row, **extra} for row in failed], schema=FAILURES_TABLE)
+        written.append(("failures", stage(table, layout.failures, provenance.run_id), failed))
+    return pa.Table.from_pylist(
+        [
+            {
+                "target": target,
+                **asdict(staged),
+                "by_status": json.dumps(Counter(row["status"] for row in its_rows)),
+                "by_verdict": json.dumps(Counter(row["verdict"] for row in its_rows if row["verdict"])),
+            }
+            for target, staged, its_rows in written
+        ]
+    )
+
+
+def _write_mask_shard(rows: list[dict[str, Any]], layout: AuditLayout, run_id: str) -> None:
+    """Put the rows' masks into one tar file; ``mask_shard`` becomes TAR/MEMBER, TAR lying under OUT/masks."""
+    masked = [row for row in rows if row["mask"] is not None]
+    if not masked:
+        return
+    name = f"part-{run_id}-{np.random.default_rng().bytes(16).hex()}.tar"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for index, row in enumerate(masked):
+            # A number leads, so that equal names differ; what is left of the photo's own name is for people.
+            stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in PurePosixPath(row["uri"]).stem)
+            member = tarfile.TarInfo(f"{index:05d}-{stem[:60]}.png")
+            member.size = len(row["mask"])
+            tar.addfile(member, io.BytesIO(row["mask"]))
+            row["mask_shard"] = f"{name}/{member.name}"
+    storage.write_bytes(storage.join(layout.masks, name), buffer.getvalue())

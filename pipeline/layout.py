@@ -1,0 +1,72 @@
+"""Where everything lies under ``--out``; the only place that builds these paths.
+
+OUT/table/  OUT/failures/  OUT/masks/  OUT/runs/RUN_ID/{settings.json,listing/,result.json,log.txt,report.html}
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AuditLayout:
+    """Paths of one audit. ``out`` is a local folder or any fsspec URI."""
+
+    out: str
+
+    def _under(self, *parts: str) -> str:
+        return "/".join([self.out.rstrip("/"), *parts])
+
+    @property
+    def table(self) -> str:
+        """The Delta table: one row per photo version and audit digest."""
+        return self._under("table")
+
+    @property
+    def failures(self) -> str:
+        """The Delta table of retryable failures."""
+        return self._under("failures")
+
+    @property
+    def masks(self) -> str:
+        """Tar shards of PNG masks."""
+        return self._under("masks")
+
+    @property
+    def runs(self) -> str:
+        """The folder of runs."""
+        return self._under("runs")
+
+    def run(self, run_id: str) -> "RunLayout":
+        """Paths of the run ``run_id``."""
+        return RunLayout(self._under("runs", run_id))
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths of one run."""
+
+    root: str
+
+    @property
+    def settings(self) -> str:
+        """What the run was asked to do."""
+        return f"{self.root}/settings.json"
+
+    @property
+    def listing(self) -> str:
+        """The folder of the run's listing shards."""
+        return f"{self.root}/listing"
+
+    @property
+    def result(self) -> str:
+        """What the run did."""
+        return f"{self.root}/result.json"
+
+    @property
+    def log(self) -> str:
+        """What the run said."""
+        return f"{self.root}/log.txt"
+
+    @property
+    def report(self) -> str:
+        """The run's report."""
+        return f"{self.root}/report.html"

@@ -1,0 +1,163 @@
+"""The snapshot of photo versions that a run sees, by pages, into Parquet shards: driver memory stays flat."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline import storage
+from pipeline.schema import LISTING
+
+PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .gif .bmp .heic .heif .avif".split())
+ROWS_PER_SHARD = 50_000
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a listing found. ``complete`` is False when a limit ended it early."""
+
+    shards: tuple[str, ...]
+    photos: int
+    skipped_by_suffix: dict[str, int]
+    complete: bool
+
+
+def write_listing(source: str, folder: str, limit: int | None = None) -> Listing:
+    """List the photos under ``source`` into Parquet shards of ``schema.LISTING`` in ``folder``.
+
+    ``source`` is a folder, a prefix, or a ``.parquet`` manifest with those columns. What isn't a photo by its
+    suffix is counted by suffix.
+
+    Raises:
+        ValueError: there is nothing under ``source``.
+    """
+    shards: list[str] = []
+    skipped: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    photos, complete, entries = 0, True, 0
+
+    def flush() -> None:
+        uri = storage.join(folder, f"part-{len(shards):05d}.parquet")
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=LISTING), buffer, compression="zstd")
+        storage.write_bytes(uri, buffer.getvalue())
+        shards.append(uri)
+        rows.clear()
+
+    for entry in _entries(source):
+        entries += 1
+        suffix = os.path.splitext(entry["uri"])[1].lower()
+        if suffix not in PHOTO_SUFFIXES:
+            skipped[suffix or "(none)"] += 1
+            continue
+        if photos == limit:
+            complete = False
+            break
+        rows.append(entry)
+        photos += 1
+        if len(rows) == ROWS_PER_SHARD:
+            flush()
+    if not entries:
+        raise ValueError(f"nothing is at {source}; check the path or prefix")
+    if rows or not shards:
+        flush()
+    return Listing(tuple(shards), photos, dict(skipped), complete)
+
+
+def read_listing(shard: str) -> pa.Table:
+    """Read one shard of a listing."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(shard)), schema=LISTING)
+
+
+def _entries(source: str) -> Iterator[dict[str, Any]]:
+    if source.endswith(".parquet"):
+        return _manifest_entries(source)
+    if storage.is_local(source):
+        return _local_entries(source)
+    fs, path = storage.filesystem(source)
+    return _s3_entries(fs, path) if source.startswith("s3://") else _fsspec_entries(fs, path)
+
+
+def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
+    fs, path = storage.filesystem(source)
+    with fs.open(path, "rb") as file:
+        manifest = pq.ParquetFile(file)
+        missing = [name for name in LISTING.names if name not in manifest.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{source}: column {missing[0]} is missing; needed: {', '.join(LISTING.names)}")
+        for batch in manifest.iter_batches(columns=LISTING.names):
+            yield from batch.to_pylist()
+
+
+def _local_entries(source: str) -> Iterator[dict[str, Any]]:
+    """Regular files below a folder; folders behind links are not entered, so a loop can't trap the walk."""
+    if not os.path.isdir(source):
+        raise ValueError(f"{source} is no folder")
+    for folder, folders, names in os.walk(source, onerror=_raise):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # a dangling link, or gone since its folder was read
+            if path.is_file():
+                yield {
+                    "uri": local_uri(str(path)),
+                    "etag": storage.local_etag(status),
+                    "size_bytes": status.st_size,
+                    "modified_at": datetime.fromtimestamp(status.st_mtime, UTC),
+                }
+
+
+def local_uri(path: str) -> str:
+    """The path itself; a name that is no UTF-8 becomes a ``file://`` URI with its bytes percent-encoded."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
+    bucket, _, prefix = path.partition("/")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    token: dict[str, str] = {}
+    while True:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        for item in page.get("Contents", []):
+            # Some writers leave an empty key for a folder.
+            if not item["Key"].endswith("/"):
+                yield {
+                    "uri": f"s3://{bucket}/{item['Key']}",
+                    "etag": item["ETag"].strip('"'),
+                    "size_bytes": item["Size"],
+                    "modified_at": item["LastModified"],
+                }
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _fsspec_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
+    for _folder, _folders, files in fs.walk(path, detail=True):
+        for info in files.values():
+            yield {
+                "uri": fs.unstrip_protocol(info["name"]),
+                "etag": storage.info_etag(info),
+                "size_bytes": info.get("size") or 0,
+                "modified_at": None,
+            }
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,219 @@
+"""Cut a DATASET into patch datasets: Parquet shards of lossless image and mask patches.
+
+The cuts are the paper's (BDNet 2020): BlurDB1 takes random 256² windows, more from photos of the rarer kind;
+BlurDB2 takes all windows of a grid and the whole photo resized; ``photos`` keeps whole photos, from which
+training takes random crops. One task writes one shard, and everything random is seeded by photo: the same
+seed gives the same bytes whatever the cluster.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from PIL import Image
+
+from bdnet import photo as photos_in
+from pipeline import storage
+from pipeline.cluster import Shares
+from pipeline.dataset import LabelledPhoto, check_pairs, parse_mask, read_dataset, read_pair
+from pipeline.progress import Progress
+from pipeline.schema import PATCHES
+
+Cut = Literal["blurdb1", "blurdb2", "photos"]
+
+PATCH = 256
+GRID_STRIDE = 128
+RANDOM_CROPS = {"motion": 12, "defocus": 5}
+PHOTOS_PER_SHARD = 32
+MANIFEST = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a photo, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def windows(cut: Cut, kind: str, width: int, height: int, rng: np.random.Generator) -> list[Window]:
+    """The windows that a cut takes of one photo.
+
+    Raises:
+        ValueError: the photo is smaller than a patch.
+    """
+    if cut == "photos":
+        return [Window(0, 0, width, height)]
+    if min(width, height) < PATCH:
+        raise ValueError(f"it is {width}×{height}, smaller than a {PATCH}² patch; use --cut photos")
+    if cut == "blurdb1":
+        return [
+            Window(int(rng.integers(width - PATCH + 1)), int(rng.integers(height - PATCH + 1)), PATCH, PATCH)
+            for _ in range(RANDOM_CROPS[kind])
+        ]
+    grid = [Window(x, y, PATCH, PATCH) for y in _grid(height) for x in _grid(width)]
+    return [*grid, Window(0, 0, width, height)]
+
+
+def _grid(side: int) -> list[int]:
+    """Starts of the windows along one side; a last one at the edge where much would be left over."""
+    starts = list(range(0, side - PATCH + 1, GRID_STRIDE))
+    if side % GRID_STRIDE > GRID_STRIDE / 3:
+        starts.append(side - PATCH)
+    return starts
+
+
+def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, object]]:
+    """Yield the patches of one photo as rows of ``schema.PATCHES``."""
+    pixels, mask = read_pair(photo)
+    height, width = mask.shape
+    try:
+        chosen = windows(cut, photo.kind, width, height, _photo_rng(photo.name, seed))
+    except ValueError as error:
+        raise ValueError(f"{photo.image_uri}: {error}") from error
+    for window in chosen:
+        box = (window.left, window.top, window.left + window.width, window.top + window.height)
+        image_patch, mask_patch = Image.fromarray(pixels).crop(box), Image.fromarray(mask).crop(box)
+        if cut == "blurdb2" and image_patch.size != (PATCH, PATCH):
+            image_patch = image_patch.resize((PATCH, PATCH), Image.Resampling.BICUBIC)
+            mask_patch = mask_patch.resize((PATCH, PATCH), Image.Resampling.NEAREST)
+        # Whole photos keep their own file: it is smaller and nothing is lost.
+        image_bytes = storage.read_bytes(photo.image_uri) if cut == "photos" else _png(image_patch)
+        yield {
+            "photo": photo.name,
+            "kind": photo.kind,
+            "split": photo.split,
+            "cut": cut,
+            **asdict(window),
+            "blurred_fraction": float((np.asarray(mask_patch) > 0).mean()),
+            "image": image_bytes,
+            "mask": _png(mask_patch.convert("1")),
+        }
+
+
+def prepare(
+    dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Shares
+) -> dict[str, int | dict[str, int]]:
+    """Check a dataset, cut it and write the shards; the manifest comes last, so a half-written one is none.
+
+    Raises:
+        ValueError: the dataset is wrong, or ``out`` already holds a patch dataset.
+    """
+    manifest = storage.join(out, MANIFEST)
+    if storage.exists(manifest):
+        raise ValueError(f"{out} already holds a patch dataset; remove it or choose another --out")
+    photos = read_dataset(dataset, split)
+    check_pairs(photos)
+    if cut != "photos":
+        _check_sizes(photos)
+    # Neighbours in an index are often alike; mixed shards make every batch a mixture.
+    order = sorted(photos, key=lambda photo: _hash(f"{seed}/order/{photo.name}"))
+    tables = [
+        pa.Table.from_pylist([{**asdict(photo), "shard": index // PHOTOS_PER_SHARD} for photo in group])
+        for index in range(0, len(order), PHOTOS_PER_SHARD)
+        for group in [order[index : index + PHOTOS_PER_SHARD]]
+    ]
+    written = ray.data.from_arrow(tables).map_batches(
+        _write_shard,
+        fn_args=(cut, seed, out),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=cluster.decode_cpus,
+    )
+    progress = Progress("photos", len(photos))
+    shards, by_kind = [], Counter[str]()
+    for row in written.iter_rows():
+        progress.add(row["photos"])
+        shards.append(row["shard"])
+        by_kind.update({kind: row[kind] for kind in RANDOM_CROPS})
+    progress.close()
+    assert progress.done == len(photos), "a shard is missing"
+    content = {"cut": cut, "seed": seed, "split": split, "photos": len(photos), "patches": by_kind.total()}
+    content |= {"by_kind": dict(by_kind), "source": dataset, "shards": sorted(shards)}
+    storage.write_bytes(manifest, json.dumps(content, indent=2).encode())
+    return {"patches": by_kind.total(), "shards": len(shards), "by_kind": dict(by_kind)}
+
+
+def shard_uris(patches: str) -> list[str]:
+    """URIs of a patch dataset's shards, in order.
+
+    Raises:
+        ValueError: there is no complete patch dataset.
+    """
+    try:
+        manifest = json.loads(storage.read_bytes(storage.join(patches, MANIFEST)))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{patches} is no complete patch dataset ({MANIFEST} is missing); make it with jobs.prepare"
+        ) from error
+    return [storage.join(patches, name) for name in manifest["shards"]]
+
+
+def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one shard, as rows of ``schema.PATCHES`` or the columns asked for."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        return pq.read_table(file, columns=list(columns) if columns else None)
+
+
+def decode_patch(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode one row of ``schema.PATCHES``: image uint8 H×W×3 and mask uint8 H×W, 255 = blurred.
+
+    Raises:
+        ValueError: its bytes are no image.
+    """
+    photo = photos_in.decode(row["image"], working_size=None)
+    if photo.pixels is None:
+        raise ValueError(f"patch of {row['photo']}: {photo.status}: {photo.error}; prepare the patches again")
+    return photo.pixels, parse_mask(row["mask"], f"mask of {row['photo']}")
+
+
+def _write_shard(photos: pa.Table, cut: Cut, seed: int, out: str) -> pa.Table:
+    rows = []
+    for record in photos.to_pylist():
+        photo = LabelledPhoto(**{name: record[name] for name in LabelledPhoto.__dataclass_fields__})
+        rows.extend(cut_photo(photo, cut, seed))
+    table = pa.Table.from_pylist(rows, schema=PATCHES)
+    name = f"shard-{photos['shard'][0].as_py():05d}.parquet"
+    buffer = io.BytesIO()
+    # PNG and JPEG don't compress again.
+    pq.write_table(table, buffer, compression="none", row_group_size=64)
+    storage.write_bytes(storage.join(out, name), buffer.getvalue())
+    kinds = Counter(row["kind"] for row in rows)
+    return pa.table(
+        {"shard": [name], "photos": [len(photos)], **{kind: [kinds[kind]] for kind in RANDOM_CROPS}}
+    )
+
+
+def _check_sizes(photos: Sequence[LabelledPhoto]) -> None:
+    for photo in photos:
+        with Image.open(io.BytesIO(storage.read_bytes(photo.mask_uri))) as mask:
+            if min(mask.size) < PATCH:
+                raise ValueError(
+                    f"{photo.image_uri} is {mask.width}×{mask.height}, smaller than a {PATCH}² patch; "
+                    "use --cut photos or remove its row"
+                )
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _photo_rng(name: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _hash(name)])

@@ -1,0 +1,58 @@
+"""Progress for people: done, rate and ETA on stderr."""
+
+import sys
+import time
+
+
+class Progress:
+    """Counts items and says so: on a terminal in one line each second, in a log file a line each ten."""
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._started = self._said = time.monotonic()
+        self._interval = 1.0 if sys.stderr.isatty() else 10.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Items a second since the start."""
+        return self.done / self.seconds if self.done else 0.0
+
+    def add(self, count: int, note: str = "") -> None:
+        """Count ``count`` more items; ``note`` goes behind the figures."""
+        self.done += count
+        if time.monotonic() - self._said >= self._interval:
+            self._said = time.monotonic()
+            self._say(note)
+
+    def close(self, note: str = "") -> None:
+        """Say the last figures and end the line."""
+        self._say(note)
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+    def _say(self, note: str) -> None:
+        text = f"{self.what}: {self.done:,}"
+        if self.total is not None:
+            text += f" of {self.total:,}"
+        text += f", {self.rate:.1f}/s"
+        if self.total and self.done:
+            text += f", {duration((self.total - self.done) / self.rate)} left"
+        text += f", {note}" if note else ""
+        print(f"\r{text}\033[K" if sys.stderr.isatty() else text, file=sys.stderr, end="", flush=True)
+        if not sys.stderr.isatty():
+            print(file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 3 min 20 s, 2 h 5 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

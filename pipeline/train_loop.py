@@ -1,0 +1,257 @@
+"""What each training worker runs: steps over its share of the crops, validation, one checkpoint an epoch."""
+
+import copy
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from bdnet.bdnet import BDNet, build
+from bdnet.losses import bdnet_loss
+from bdnet.metrics import confusion, scores
+from bdnet.model import Card, Model, has_fast_bfloat16
+from bdnet.preprocess import normalize
+from bdnet.recipes import Recipe
+from pipeline import storage
+from pipeline.patches import decode_patch, read_shard
+
+SHUFFLE_BUFFER = 512  # crops
+VALIDATE_EVERY = 5  # epochs; the last one always
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Everything a worker needs. ``pretrained`` names the encoder's tensors that came from ImageNet."""
+
+    arch: str
+    recipe: Recipe
+    start: str
+    pretrained: tuple[str, ...]
+    steps_per_epoch: int
+    shards: tuple[str, ...]
+    validation: tuple[str, ...]
+    seed: int
+    checkpoint: str
+    progress: str
+    fingerprint: str
+
+
+def read_checkpoint(config: LoopConfig) -> dict[str, Any] | None:
+    """Read the run's checkpoint: epochs done, weights, averaged weights, optimizer, schedule, metrics.
+
+    Raises:
+        ValueError: it belongs to a training with other settings.
+    """
+    if not storage.exists(config.checkpoint):
+        return None
+    checkpoint = torch.load(
+        io.BytesIO(storage.read_bytes(config.checkpoint)), map_location="cpu", weights_only=True
+    )
+    if checkpoint["fingerprint"] != config.fingerprint:
+        raise ValueError(
+            f"{config.checkpoint} belongs to a training with other settings; give the same ones to go on, "
+            "or choose another --out"
+        )
+    return checkpoint
+
+
+def train_loop(loop_config: dict[str, LoopConfig]) -> None:
+    """Train from the checkpoint, if there is one, to the last epoch."""
+    config = loop_config["config"]
+    recipe = config.recipe
+    rank = ray.train.get_context().get_world_rank()
+    world = ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device()
+    # Ray holds a worker to one thread; the machine's cores are this node's workers' to share.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+
+    net = build(config.arch)
+    net.load_state_dict(safetensors.torch.load(storage.read_bytes(config.start)))
+    net.to(device, memory_format=torch.channels_last)
+    averaged = (
+        AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        if recipe.ema
+        else None
+    )
+    optimizer = _optimizer(net, config)
+    schedule = _schedule(optimizer, config)
+    checkpoint = read_checkpoint(config)
+    metrics: dict[str, Any] = {}
+    if checkpoint:
+        net.load_state_dict(checkpoint["network"])
+        if averaged:
+            averaged.module.load_state_dict(checkpoint["averaged"])
+            averaged.n_averaged.fill_(checkpoint["steps"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        metrics = checkpoint["metrics"]
+    # All processes hold the same weights already: Ray wraps for gradients only.
+    parallel = ray.train.torch.prepare_model(net)
+
+    batches = _batches(config, world)
+    first = checkpoint["epoch"] if checkpoint else 0
+    began, epochs_began = time.monotonic(), first
+    for epoch in range(first, recipe.epochs):
+        torch.manual_seed(config.seed * 1_000_003 + epoch * world + rank)  # dropout
+        loss = _train_epoch(parallel, net, averaged, optimizer, schedule, batches, config, epoch, device)
+        seconds = time.monotonic() - began
+        samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
+        metrics |= {"epoch": epoch + 1, "loss": loss, "samples_per_second": round(samples / seconds, 2)}
+        last = epoch + 1 == recipe.epochs
+        if last or (epoch + 1) % VALIDATE_EVERY == 0:
+            metrics |= _validate(averaged.module if averaged else net, config, rank, world, device)
+        if rank == 0:
+            _write_checkpoint(config, epoch + 1, net, averaged, optimizer, schedule, metrics)
+            left = seconds / (epoch + 1 - epochs_began) * (recipe.epochs - epoch - 1)
+            storage.write_bytes(config.progress, json.dumps({**metrics, "seconds_left": left}).encode())
+        ray.train.report(metrics)
+
+
+def _batches(config: LoopConfig, world: int) -> Iterator[dict[str, torch.Tensor]]:
+    """This worker's share of the stream of crops, shuffled within a window; never a short batch."""
+    shard = ray.train.get_dataset_shard("train")
+    yield from shard.iter_torch_batches(
+        batch_size=config.recipe.batch_size,
+        drop_last=True,
+        prefetch_batches=2,
+        local_shuffle_buffer_size=max(config.recipe.batch_size, SHUFFLE_BUFFER // world),
+        local_shuffle_seed=config.seed,
+    )
+
+
+def _optimizer(net: BDNet, config: LoopConfig) -> torch.optim.Optimizer:
+    recipe = config.recipe
+    pretrained = {f"encoder.{name}" for name in config.pretrained}
+    groups = []
+    for from_imagenet, rate in (
+        (True, recipe.learning_rate * recipe.pretrained_factor),
+        (False, recipe.learning_rate),
+    ):
+        chosen = [p for name, p in net.named_parameters() if (name in pretrained) == from_imagenet]
+        if not chosen:
+            continue
+        # Normalisations and biases are not decayed.
+        groups.append({"params": [p for p in chosen if p.ndim > 1], "lr": rate})
+        groups.append({"params": [p for p in chosen if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: LoopConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """A factor on the rates per step: constant, or up over a tenth of the run and down along a cosine."""
+    total = config.recipe.epochs * config.steps_per_epoch
+    warmup = max(1, total // 10)
+
+    def factor(step: int) -> float:
+        if config.recipe.schedule == "constant":
+            return 1.0
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _train_epoch(
+    parallel: nn.Module,
+    net: BDNet,
+    averaged: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    batches: Iterator[dict[str, torch.Tensor]],
+    config: LoopConfig,
+    epoch: int,
+    device: torch.device,
+) -> float:
+    """One epoch; returns the mean loss of this worker."""
+    recipe = config.recipe
+    parallel.train()
+    frozen = epoch < recipe.frozen_epochs
+    if frozen:
+        net.encoder.eval()
+    total = 0.0
+    for _ in range(config.steps_per_epoch):
+        batch = next(batches)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
+            output = parallel(normalize(batch["image"].to(device)))
+        loss, _segmentation = bdnet_loss(
+            output,
+            batch["mask"].to(device).long(),
+            batch["kind"].to(device),
+            recipe.kind_weight,
+            recipe.region_weight,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if frozen:
+            for parameter in net.encoder.parameters():
+                parameter.grad = None
+        optimizer.step()
+        schedule.step()
+        if averaged:
+            averaged.update_parameters(net)
+        total += loss.item()
+    return total / config.steps_per_epoch
+
+
+def _validate(
+    net: nn.Module, config: LoopConfig, rank: int, world: int, device: torch.device
+) -> dict[str, float]:
+    """Scores on the photos held out, each scored by exactly one worker: one confusion matrix over all pixels."""
+    model = Model(copy.deepcopy(net), Card(arch=config.arch, digest=""), device)
+    mine = set(config.validation[rank::world])
+    matrix = np.zeros((2, 2), np.int64)
+    for uri in config.shards:
+        names = read_shard(uri, ["photo"])["photo"].to_pylist()
+        if mine.isdisjoint(names):
+            continue
+        for row in read_shard(uri).to_pylist():
+            if row["photo"] in mine:
+                image, mask = decode_patch(row)
+                matrix += confusion(model.probability(image) >= 0.5, mask > 0)
+    pooled = torch.from_numpy(matrix).to(device)
+    if world > 1:
+        torch.distributed.all_reduce(pooled)
+    return {f"val_{name}": value for name, value in scores(pooled.cpu().numpy()).items()}
+
+
+def _write_checkpoint(
+    config: LoopConfig,
+    epoch: int,
+    net: BDNet,
+    averaged: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    metrics: dict[str, Any],
+) -> None:
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "fingerprint": config.fingerprint,
+            "epoch": epoch,
+            "steps": epoch * config.steps_per_epoch,
+            "network": net.state_dict(),
+            "averaged": averaged.module.state_dict() if averaged else None,
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "metrics": metrics,
+        },
+        buffer,
+    )
+    storage.write_bytes(config.checkpoint, buffer.getvalue())

@@ -1,0 +1,314 @@
+"""Data-parallel training: Ray Data cuts and varies the crops, Ray Train runs the steps.
+
+The driver plans all epochs as one stream of (epoch, shard) items. Tasks decode a shard and emit its crops,
+seeded by (seed, epoch, photo, copy), so the network's workers only compute. A killed run goes on from its
+last epoch when the same command is given again.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import ray.data
+import ray.train
+import safetensors.torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from bdnet import model as models
+from bdnet.augment import random_crop
+from bdnet.bdnet import BLUR_KINDS, BDNet, build
+from bdnet.detect import DEFAULT_THRESHOLDS
+from bdnet.encoder import InitReport, load_imagenet, load_state
+from bdnet.losses import IGNORED_KIND
+from bdnet.recipes import Recipe
+from pipeline import storage
+from pipeline.cluster import Shares
+from pipeline.patches import decode_patch, read_shard, shard_uris
+from pipeline.progress import duration
+from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What to train and where. ``init`` is "imagenet", "none", or a path or URI of ResNet weights."""
+
+    patches: str
+    out: str
+    arch: str
+    recipe: Recipe
+    init: str
+    workers: int
+    seed: int
+    # Every how manieth photo of each kind is held out, and which of the folds this run holds out.
+    validation_folds: int
+    fold: int
+    terms: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which photos train, which validate, and how long an epoch is."""
+
+    shards: tuple[str, ...]
+    validation: tuple[str, ...]
+    copies: dict[str, int]  # crops per patch and epoch, by kind
+    crops_per_epoch: int
+    photos: int
+    patches: int
+
+
+def plan(patches: str, recipe: Recipe, folds: int, fold: int) -> Plan:
+    """Read which photos a patch dataset holds and divide them: by photo, never by patch.
+
+    Raises:
+        ValueError: no such dataset, photos of another split than ``train``, or too few of them.
+    """
+    shards = shard_uris(patches)
+    rows = pa.concat_tables([read_shard(uri, ["photo", "kind", "split"]) for uri in shards]).to_pylist()
+    other = sorted({row["split"] for row in rows} - {"train"})
+    if other:
+        raise ValueError(
+            f"{patches} holds photos of split {', '.join(other)}; train on the split train alone"
+        )
+    kinds = {row["photo"]: row["kind"] for row in rows}
+    validation = validation_photos(kinds, folds, fold)
+    training = Counter(row["kind"] for row in rows if row["photo"] not in set(validation))
+    if not training or not validation:
+        raise ValueError(f"{patches} holds {len(kinds)} photos, too few to hold out one in {folds}")
+    most = max(training.values())
+    copies = {kind: round(most / n) if recipe.balance_kinds else 1 for kind, n in training.items()}
+    return Plan(
+        shards=tuple(shards),
+        validation=validation,
+        copies=copies,
+        crops_per_epoch=sum(copies[kind] * n for kind, n in training.items()),
+        photos=len(kinds) - len(validation),
+        patches=training.total(),
+    )
+
+
+def validation_photos(kinds: dict[str, str], folds: int, fold: int) -> tuple[str, ...]:
+    """Names of the photos that fold ``fold`` of ``folds`` holds out: the same share of each kind.
+
+    The choice depends on the names alone: each photo is on the same side in every cut.
+    """
+    chosen: list[str] = []
+    for kind in BLUR_KINDS:
+        names = [name for name, its_kind in kinds.items() if its_kind == kind]
+        names.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        chosen += names[fold::folds]
+    return tuple(sorted(chosen))
+
+
+def crops(the_plan: Plan, recipe: Recipe, seed: int, epochs: range, cpus: float) -> ray.data.Dataset:
+    """All crops of ``epochs`` as one dataset: image uint8 C×C×3, mask uint8 C×C (1 = blurred), kind int64."""
+    shards = the_plan.shards
+    items = []
+    for epoch in epochs:
+        order = np.random.default_rng([seed, epoch]).permutation(len(shards))
+        items += [{"epoch": epoch, "shard": shards[index]} for index in order]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _crop_shard,
+        fn_args=(frozenset(the_plan.validation), the_plan.copies, recipe, seed),
+        batch_size=1,
+        num_cpus=cpus,
+    )
+
+
+def _crop_shard(
+    item: dict[str, np.ndarray], held_out: frozenset[str], copies: dict[str, int], recipe: Recipe, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    epoch = int(item["epoch"][0])
+    for index, row in enumerate(read_shard(str(item["shard"][0])).to_pylist()):
+        if row["photo"] in held_out:
+            continue
+        image, mask = decode_patch(row)
+        key = hashlib.sha256(f"{row['photo']}/{row['left']}/{row['top']}/{row['width']}/{index}".encode())
+        entropy = int.from_bytes(key.digest()[:8], "big")
+        made = []
+        for copy in range(copies[row["kind"]]):
+            rng = np.random.default_rng([seed, epoch, copy, entropy])
+            crop, crop_mask, kind = random_crop(image, mask, row["kind"], recipe.augmentation, rng)
+            truth = (crop_mask > 0).astype(np.uint8)
+            has_kind = truth.mean() >= DEFAULT_THRESHOLDS.kind_from
+            made.append((crop, truth, BLUR_KINDS.index(kind) if has_kind else IGNORED_KIND))
+        images, masks, kinds = zip(*made, strict=True)
+        yield {"image": np.stack(images), "mask": np.stack(masks), "kind": np.array(kinds, np.int64)}
+
+
+def initial_network(arch: str, init: str) -> tuple[BDNet, InitReport | None]:
+    """Build the network and fill its encoder from ImageNet weights, a file, or not at all.
+
+    Raises:
+        ValueError: the file is missing or doesn't fit.
+    """
+    net = build(arch)
+    if init == "none":
+        return net, None
+    if init == "imagenet":
+        return net, load_imagenet(net.encoder, arch.removeprefix("bdnet-"))
+    if not init.endswith(".safetensors"):
+        raise ValueError(f"{init}: give ImageNet weights as .safetensors under torchvision's names")
+    fs, path = fsspec.core.url_to_fs(init)
+    try:
+        state = safetensors.torch.load(fs.cat_file(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"no weights at {init}; give a .safetensors file, imagenet or none") from error
+    return net, load_state(net.encoder, state, path.rsplit("/", 1)[-1])
+
+
+def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
+    """Train one network and export it as a model under ``settings.out``/model.
+
+    Raises:
+        ValueError: the patches, the architecture or the initial weights are wrong, or ``settings.out`` holds
+            a training with other settings.
+    """
+    recipe = settings.recipe
+    the_plan = plan(settings.patches, recipe, settings.validation_folds, settings.fold)
+    steps_per_epoch = the_plan.crops_per_epoch // (recipe.batch_size * settings.workers)
+    if not steps_per_epoch:
+        raise ValueError(
+            f"an epoch of {the_plan.crops_per_epoch} crops is less than one batch of {recipe.batch_size} on "
+            f"{settings.workers} workers; use fewer workers or more patches"
+        )
+    net, report = initial_network(settings.arch, settings.init)
+    print(report or "encoder: from scratch", file=sys.stderr)
+    start = f"{settings.out}/start.safetensors"
+    storage.write_bytes(start, safetensors.torch.save(net.state_dict()))
+    config = LoopConfig(
+        arch=settings.arch,
+        recipe=recipe,
+        start=start,
+        pretrained=report.loaded if report else (),
+        steps_per_epoch=steps_per_epoch,
+        shards=the_plan.shards,
+        validation=the_plan.validation,
+        seed=settings.seed,
+        checkpoint=f"{settings.out}/checkpoint.pt",
+        progress=f"{settings.out}/progress.json",
+        fingerprint=_fingerprint(settings, the_plan),
+    )
+    checkpoint = read_checkpoint(config)
+    if checkpoint is None or checkpoint["epoch"] < recipe.epochs:
+        with _said_aloud(config):
+            _fit(config, the_plan, settings, shares)
+        checkpoint = read_checkpoint(config)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == recipe.epochs
+    net.load_state_dict(checkpoint["averaged"] or checkpoint["network"])
+    metrics = checkpoint["metrics"]
+    card = models.save(net, f"{settings.out}/model", _card(settings, the_plan, report, metrics))
+    return {
+        "model": f"{settings.out}/model",
+        "digest": card.digest,
+        "val_mean_iou": metrics["val_mean_iou"],
+        "epochs": recipe.epochs,
+        "samples_per_second": metrics["samples_per_second"],
+    }
+
+
+def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares: Shares) -> None:
+    def remaining_crops() -> ray.data.Dataset:
+        # Called whenever the workers start, so that a restart goes on where the checkpoint ends.
+        checkpoint = read_checkpoint(config)
+        epochs = range(checkpoint["epoch"] if checkpoint else 0, settings.recipe.epochs)
+        return crops(the_plan, settings.recipe, settings.seed, epochs, shares.decode_cpus)
+
+    use_gpu = shares.detector_gpus > 0
+    cpus = shares.detector_cpus * shares.detectors / settings.workers
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    result = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus},
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=f"{settings.out}/ray",
+            failure_config=ray.train.FailureConfig(max_failures=3),
+        ),
+        dataset_config=ray.train.DataConfig(execution_options=options),
+        datasets={"train": remaining_crops},
+    ).fit()
+    if result.error is not None:
+        raise result.error
+
+
+@contextlib.contextmanager
+def _said_aloud(config: LoopConfig) -> Iterator[None]:
+    """Say each epoch on stderr while the workers train; they run elsewhere and leave word in a file."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        said = 0
+        while not finished.wait(2):
+            try:
+                now = json.loads(storage.read_bytes(config.progress))
+            except FileNotFoundError:
+                continue
+            if now["epoch"] == said:
+                continue
+            said = now["epoch"]
+            score = f"val mean IoU {now['val_mean_iou']:.4f}, " if "val_mean_iou" in now else ""
+            print(
+                f"epoch {said} of {config.recipe.epochs}: loss {now['loss']:.4f}, {score}"
+                f"{now['samples_per_second']} crops/s, {duration(now['seconds_left'])} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
+    """What must not change between a run and its resumption."""
+    fixed = [settings.arch, asdict(settings.recipe), settings.seed, settings.workers, asdict(the_plan)]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _card(
+    settings: TrainingSettings, the_plan: Plan, report: InitReport | None, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "arch": settings.arch,
+        "data": {
+            "patches": settings.patches.rstrip("/").rsplit("/", 1)[-1],
+            "split": "train",
+            "training_photos": the_plan.photos,
+            "training_patches": the_plan.patches,
+            "validation_photos": list(the_plan.validation),
+            "terms": settings.terms,
+        },
+        "training": {
+            "command": settings.command,
+            "recipe": asdict(settings.recipe),
+            "init": str(report) if report else "from scratch",
+            "seed": settings.seed,
+            "workers": settings.workers,
+            "crops_per_epoch": the_plan.crops_per_epoch,
+            "samples_per_second": metrics["samples_per_second"],
+            "choices": "Recipe and epochs were fixed before the run. The exported weights are those of the "
+            "last epoch; validation photos chose nothing.",
+        },
+        "scores": {"validation": {name: metrics[name] for name in metrics if name.startswith("val_")}},
+    }
