@@ -31,6 +31,7 @@ def _score(channels: int) -> nn.Conv2d:
     """1×1 class scores, Xavier with gain √2 and bias 0.1."""
     conv = nn.Conv2d(channels, CLASSES, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight, gain=math.sqrt(2))
+    assert conv.bias is not None
     nn.init.constant_(conv.bias, 0.1)
     return conv
 

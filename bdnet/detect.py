@@ -59,7 +59,7 @@ def measure(
     blurred_fraction = float(mask.mean())
     sharp_fraction = largest_sharp_fraction(mask)
     weights, source = subject_weights(mask.shape, subject_area)
-    subject = float((mask * weights).sum())
+    subject = float(np.average(mask, weights=weights))
     kind = int(kinds.argmax())
     has_kind = blurred_fraction >= thresholds.kind_from
     said = verdict(blurred_fraction, thresholds)
@@ -114,7 +114,7 @@ def mean_entropy(probability: np.ndarray) -> float:
 def subject_weights(
     shape: tuple[int, ...], subject_area: tuple[float, float, float, float] | None
 ) -> tuple[np.ndarray, str]:
-    """Weights float64 H×W, sum 1, of where the subject is, and their source: "exif" or "centre"."""
+    """Where the subject is: relative weights float64 H×W, and their source, "exif" or "centre"."""
     height, width = shape
     if subject_area is not None:
         x0, y0, x1, y1 = subject_area
@@ -122,8 +122,7 @@ def subject_weights(
         # At least the pixel that the camera focused on.
         top, left = min(int(y0 * height), height - 1), min(int(x0 * width), width - 1)
         weights[top : max(top + 1, round(y1 * height)), left : max(left + 1, round(x1 * width))] = 1.0
-        return weights / weights.sum(), "exif"
+        return weights, "exif"
     y = (np.arange(height) + 0.5) / height - 0.5
     x = (np.arange(width) + 0.5) / width - 0.5
-    weights = np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * SUBJECT_SIGMA**2))
-    return weights / weights.sum(), "centre"
+    return np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * SUBJECT_SIGMA**2)), "centre"

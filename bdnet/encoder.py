@@ -62,9 +62,11 @@ class InitReport:
     not_used: tuple[str, ...]
 
     def __str__(self) -> str:
-        missing = sorted({name.split(".")[0] for name in self.not_in_source})
-        left = f"; from scratch: {', '.join(missing)}" if missing else ""
-        return f"encoder: {len(self.loaded)} tensors from {self.source}{left}"
+        parts = [f"encoder: {len(self.loaded)} tensors from {self.source}"]
+        for title, names in (("from scratch", self.not_in_source), ("not used", self.not_used)):
+            if names:
+                parts.append(f"{title}: {', '.join(sorted({name.split('.')[0] for name in names}))}")
+        return "; ".join(parts)
 
 
 def load_imagenet(encoder: ResNetEncoder, name: str) -> InitReport:
@@ -79,7 +81,7 @@ def load_state(encoder: ResNetEncoder, state: Mapping[str, Tensor], source: str)
     """Initialise from tensors under torchvision's keys; a partial state is fine and is reported.
 
     Raises:
-        ValueError: nothing in ``state`` belongs to this encoder, or a shape differs.
+        ValueError: nothing in ``state`` belongs to this encoder, or it is of another depth.
     """
     own = encoder.state_dict()
     loaded = {key: value for key, value in state.items() if key in own}
@@ -91,10 +93,14 @@ def load_state(encoder: ResNetEncoder, state: Mapping[str, Tensor], source: str)
                 f"{source}: {key} has shape {tuple(value.shape)}, this encoder needs "
                 f"{tuple(own[key].shape)}; choose weights of the same depth"
             )
+    not_used = sorted(set(state) - set(loaded))
+    # A deeper network of the same blocks fits by shape, but its stages make no sense with blocks left out.
+    if deeper := [key for key in not_used if key.startswith("layer")]:
+        raise ValueError(f"{source}: this encoder has no {deeper[0]}; choose weights of the same depth")
     encoder.load_state_dict(loaded, strict=False)
     return InitReport(
         source=source,
         loaded=tuple(sorted(loaded)),
         not_in_source=tuple(sorted(set(own) - set(loaded))),
-        not_used=tuple(sorted(set(state) - set(loaded))),
+        not_used=tuple(not_used),
     )

@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bdnet.bdnet import build
@@ -42,7 +43,8 @@ class Model:
 
     def __init__(self, net: nn.Module, card: Card, device: torch.device | str | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.net = net.eval().to(self.device, memory_format=torch.channels_last)
+        # Two calls: torch's own types know no call with both.
+        self.net = net.eval().to(self.device).to(memory_format=torch.channels_last)
         self.card = card
 
     @torch.inference_mode()
@@ -73,7 +75,7 @@ class Model:
             ValueError: the bytes are no photo that can be decoded; the message says why.
         """
         data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
-        decoded = decode(data, working_size or self.card.working_size)
+        decoded = decode(data, self.card.working_size if working_size is None else working_size)
         if decoded.pixels is None:
             name = "the photo" if isinstance(photo, bytes) else os.fspath(photo)
             raise ValueError(f"{name} is {decoded.status}: {decoded.error}")
@@ -102,12 +104,18 @@ def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
         try:
             weights = fs.cat_file(f"{path}/{WEIGHTS_FILE}")
             card_text = fs.cat_file(f"{path}/{CARD_FILE}").decode()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
                 f"no model at {name_or_uri}: expected {WEIGHTS_FILE} and {CARD_FILE} there, or the name of a "
                 f"shipped model ({', '.join(shipped_models())})"
             ) from error
-    card = Card(**json.loads(card_text))
+    try:
+        card = Card(**json.loads(card_text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or install "
+            "the bdnet that wrote it"
+        ) from error
     if hashlib.sha256(weights).hexdigest() != card.digest:
         raise ValueError(f"{name_or_uri}: {WEIGHTS_FILE} is not the one its card describes; copy both again")
     if card.preprocessing != PREPROCESSING_VERSION:
@@ -135,11 +143,20 @@ def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = N
     Args:
         name_or_uri: for example ``bdnet-resnet18`` or ``s3://bucket/models/mine``.
         device: CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no model, or weights, card and this bdnet don't belong together.
     """
     weights, card = read_folder(name_or_uri)
     net = build(card.arch)
-    state = {name: tensor.float() for name, tensor in safetensors.torch.load(weights).items()}
-    net.load_state_dict({**_counters(net), **state})
+    try:
+        state = {name: tensor.float() for name, tensor in safetensors.torch.load(weights).items()}
+        net.load_state_dict({**_counters(net), **state})
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{name_or_uri}: {WEIGHTS_FILE} doesn't hold the weights of {card.arch}, which its card names; "
+            "copy both again"
+        ) from error
     return Model(net, card, device)
 
 

@@ -107,8 +107,14 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
         with cluster.connect(settings.workers) as shares:
             log.info("%s", _shares_said(shares))
             progress = Progress("photos", to_do)
+            committers = {
+                "table": Committer(layout.table, AUDIT_TABLE, run_id),
+                "failures": Committer(layout.failures, FAILURES_TABLE, run_id),
+            }
             for window in _windows(subtract(listing.shards, known)):
-                _audit_window(window, settings, working_size, provenance, shares, outcome, progress)
+                _audit_window(
+                    window, settings, working_size, provenance, shares, committers, outcome, progress
+                )
             progress.close()
     # By row, never by block: every photo of the to-do has its answer.
     if outcome.photos != to_do:
@@ -167,6 +173,7 @@ def _audit_window(
     working_size: int,
     provenance: Provenance,
     shares: cluster.Shares,
+    committers: dict[str, Committer],
     outcome: Outcome,
     progress: Progress,
 ) -> None:
@@ -198,11 +205,6 @@ def _audit_window(
             num_cpus=shares.stage_cpus,
         )
     )
-    layout = AuditLayout(settings.out)
-    committers = {
-        "table": Committer(layout.table, AUDIT_TABLE, provenance.run_id),
-        "failures": Committer(layout.failures, FAILURES_TABLE, provenance.run_id),
-    }
     try:
         for row in files.iter_rows():
             committers[row["target"]].add(Staged(row["path"], row["size"], row["rows"]))

@@ -64,7 +64,7 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
     Otherwise a local Ray starts with as many logical CPUs as the machine has cores, but at least four, and
     stops with the job. ``RAY_AUTH_MODE`` is left as the user set it; a local Ray listens on loopback.
     """
-    _quiet()
+    quiet_ray_data()
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
@@ -83,8 +83,11 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
         ray.shutdown()
 
 
-def _quiet() -> None:
-    """Keep Ray's own progress and notices off the terminal: bdnet says its own."""
+def quiet_ray_data() -> None:
+    """Keep Ray's own progress and notices off the terminal, and its scheduling loop off a whole core.
+
+    The settings travel with a dataset: processes that make datasets themselves call this too.
+    """
     logging.getLogger("ray").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

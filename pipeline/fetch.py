@@ -4,7 +4,8 @@ import random
 import time
 from dataclasses import dataclass
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
+from s3fs.core import S3_RETRYABLE_ERRORS  # a connection that breaks in mid-body raises these, untranslated
 
 from pipeline import storage
 from pipeline.schema import RetryableStatus
@@ -36,13 +37,13 @@ class Fetched:
 
 
 def fetch(uri: str, etag: str) -> Fetched:
-    """Read the photo version that the listing saw. Errors come back as a status; none is raised for a photo."""
+    """Read the photo version that the listing saw. What fails comes back as a status; nothing is raised."""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(0, BACKOFF_SECONDS * 2**attempt))
         try:
             return Fetched(storage.read_version(uri, etag))
-        except (OSError, ClientError) as error:
+        except (OSError, BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS) as error:
             failure = Fetched(None, classify(error), " ".join(str(error).split())[:500])
         if failure.status not in RETRIED:
             break

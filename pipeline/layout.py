@@ -1,6 +1,7 @@
 """Where everything lies under ``--out``; the only place that builds these paths.
 
-OUT/table/  OUT/failures/  OUT/masks/  OUT/runs/RUN_ID/{settings.json,listing/,result.json,log.txt,report.html}
+OUT/table/  OUT/failures/  OUT/masks/
+OUT/runs/RUN_ID/{settings.json,listing/,result.json,log.txt,report.html}
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, Transaction
 from deltalake.exceptions import TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline import storage
 from pipeline.listing import read_listing
@@ -95,7 +95,7 @@ class Committer:
         if not self._pending:
             return
         now = int(time.time() * 1000)
-        actions = [
+        actions: list[AddAction | RemoveAction] = [
             AddAction(s.path, s.size, {}, now, data_change=True, stats=json.dumps({"numRecords": s.rows}))
             for s in self._pending
         ]

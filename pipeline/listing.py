@@ -1,12 +1,13 @@
 """The snapshot of photo versions that a run sees, by pages, into Parquet shards: driver memory stays flat."""
 
+import errno
 import io
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -17,7 +18,8 @@ from fsspec import AbstractFileSystem
 from pipeline import storage
 from pipeline.schema import LISTING
 
-PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .gif .bmp .heic .heif .avif".split())
+_PHOTO_TYPES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff", "gif", "bmp", "heic", "heif", "avif")
+PHOTO_SUFFIXES = frozenset(f".{name}" for name in _PHOTO_TYPES)
 ROWS_PER_SHARD = 50_000
 
 
@@ -105,14 +107,18 @@ def _local_entries(source: str) -> Iterator[dict[str, Any]]:
     for folder, folders, names in os.walk(source, onerror=_raise):
         folders.sort()
         for name in sorted(names):
-            path = Path(folder, name)
+            path = os.path.join(folder, name)
             try:
-                status = path.stat()
+                status = os.stat(path)
             except FileNotFoundError:
                 continue  # a dangling link, or gone since its folder was read
-            if path.is_file():
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    continue  # a link to itself
+                raise
+            if stat.S_ISREG(status.st_mode):
                 yield {
-                    "uri": local_uri(str(path)),
+                    "uri": local_uri(path),
                     "etag": storage.local_etag(status),
                     "size_bytes": status.st_size,
                     "modified_at": datetime.fromtimestamp(status.st_mtime, UTC),

@@ -103,7 +103,7 @@ def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, o
 
 def prepare(
     dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Shares
-) -> dict[str, int | dict[str, int]]:
+) -> dict[str, Any]:
     """Check a dataset, cut it and write the shards; the manifest comes last, so a half-written one is none.
 
     Raises:
@@ -138,7 +138,7 @@ def prepare(
         by_kind.update({kind: row[kind] for kind in RANDOM_CROPS})
     progress.close()
     assert progress.done == len(photos), "a shard is missing"
-    content = {"cut": cut, "seed": seed, "split": split, "photos": len(photos), "patches": by_kind.total()}
+    content: dict[str, Any] = {"cut": cut, "seed": seed, "split": split, "photos": len(photos), "patches": by_kind.total()}
     content |= {"by_kind": dict(by_kind), "source": dataset, "shards": sorted(shards)}
     storage.write_bytes(manifest, json.dumps(content, indent=2).encode())
     return {"patches": by_kind.total(), "shards": len(shards), "by_kind": dict(by_kind)}
@@ -179,7 +179,7 @@ def decode_patch(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_shard(photos: pa.Table, cut: Cut, seed: int, out: str) -> pa.Table:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for record in photos.to_pylist():
         photo = LabelledPhoto(**{name: record[name] for name in LabelledPhoto.__dataclass_fields__})
         rows.extend(cut_photo(photo, cut, seed))

@@ -5,6 +5,7 @@ they appear in no file that bdnet writes.
 """
 
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -36,7 +37,7 @@ def join(uri: str, *parts: str) -> str:
 
 def is_inside(inner: str, outer: str) -> bool:
     """Whether ``inner`` is ``outer`` or lies below it."""
-    return f"{normalize(inner)}/".startswith(f"{normalize(outer)}/")
+    return join(normalize(inner), "").startswith(join(normalize(outer), ""))
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -69,10 +70,13 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole object; a local file appears at once or not at all, as an object does on S3."""
     fs, path = filesystem(uri)
     if is_local(uri):
-        partial = f"{path}.{os.getpid()}.partial"
+        partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
         fs.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(partial).write_bytes(data)
-        os.replace(partial, path)
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     else:
         fs.pipe_file(path, data)
 

@@ -31,10 +31,12 @@ from bdnet.encoder import InitReport, load_imagenet, load_state
 from bdnet.losses import IGNORED_KIND
 from bdnet.recipes import Recipe
 from pipeline import storage
-from pipeline.cluster import Shares
+from pipeline.cluster import Shares, quiet_ray_data
 from pipeline.patches import decode_patch, read_shard, shard_uris
 from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
+
+CROPS_AHEAD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -221,13 +223,16 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
 def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares: Shares) -> None:
     def remaining_crops() -> ray.data.Dataset:
         # Called whenever the workers start, so that a restart goes on where the checkpoint ends.
+        quiet_ray_data()  # this runs in Ray Train's controller
         checkpoint = read_checkpoint(config)
         epochs = range(checkpoint["epoch"] if checkpoint else 0, settings.recipe.epochs)
         return crops(the_plan, settings.recipe, settings.seed, epochs, shares.decode_cpus)
 
     use_gpu = shares.detector_gpus > 0
     cpus = shares.detector_cpus * shares.detectors / settings.workers
-    options = ray.data.ExecutionOptions(preserve_order=True)
+    # Crops wait in the object store: enough to never starve a step, not all that fit.
+    ahead = ray.data.ExecutionResources(object_store_memory=CROPS_AHEAD_BYTES)
+    options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=ahead)
     result = TorchTrainer(
         train_loop,
         train_loop_config={"config": config},

@@ -1,0 +1,70 @@
+"""Does ``blurred_fraction`` tell blurred photos from sharp ones? ``python -m benchmarks.archive_auc``.
+
+Audits archive/ with ``jobs.audit``: each scene was taken sharp (_S), out of focus (_F) and shaken (_M). Then
+compares with the usual script, the variance of the Laplacian at 640 pixels.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from deltalake import DeltaTable
+from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from bdnet.photo import decode
+from benchmarks.command import data_folder, run, write_csv
+
+KINDS = {"F": "defocus", "M": "motion"}
+
+
+def label(uri: str) -> str:
+    """S, F or M from the photo's name."""
+    return Path(uri).stem.rsplit("_", 1)[1]
+
+
+def variance_of_laplacian(photo: Path) -> float:
+    """Higher = sharper; grey, long side 640."""
+    pixels = decode(photo.read_bytes(), 640).pixels
+    assert pixels is not None
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
+    return float(ndimage.laplace(grey).var())
+
+
+def main() -> int:
+    """Audit, compute the AUCs and write results/archive_auc.csv."""
+    archive = data_folder() / "archive"
+    with tempfile.TemporaryDirectory() as out:
+        result = run("jobs.audit", str(archive), "--out", out)
+        table = DeltaTable(result["table"]).to_pyarrow_dataset().to_table()
+    rows = table.select(["uri", "blurred_fraction", "blur_kind", "focus"]).to_pylist()
+    blurred = [label(row["uri"]) != "S" for row in rows]
+    fractions = [row["blurred_fraction"] for row in rows]
+    with_kind = [row for row in rows if label(row["uri"]) in KINDS]
+    truth = [KINDS[label(row["uri"])] for row in with_kind]
+    said = [row["blur_kind"] or "none" for row in with_kind]
+    laplacian = [-variance_of_laplacian(Path(row["uri"])) for row in rows]
+    write_csv(
+        "archive_auc",
+        [
+            {
+                "method": "bdnet-resnet18 blurred_fraction",
+                "photos": len(rows),
+                "auc": f"{roc_auc_score(blurred, fractions):.4f}",
+                "kind_balanced_accuracy": f"{balanced_accuracy_score(truth, said):.4f}",
+            },
+            {
+                "method": "variance of Laplacian at 640",
+                "photos": len(rows),
+                "auc": f"{roc_auc_score(blurred, laplacian):.4f}",
+                "kind_balanced_accuracy": "",
+            },
+        ],
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

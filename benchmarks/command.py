@@ -1,0 +1,44 @@
+"""Run a bdnet command as a user would, and write tables of what it said."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import describe
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def data_folder() -> Path:
+    """The folder that BDNET_DATA names. Exits with a remedy where it isn't set."""
+    folder = os.environ.get("BDNET_DATA")
+    if not folder:
+        sys.exit("set BDNET_DATA to the folder that holds blurraw/, archive/ and peer_maps/")
+    return Path(folder)
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """Run ``python -m arguments...`` and return the JSON of its last line; its progress goes to stderr."""
+    finished = subprocess.run(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if finished.returncode:
+        sys.exit(f"python -m {' '.join(arguments)} failed with {finished.returncode}")
+    return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows with hardware and versions to results/NAME.csv and print them."""
+    where = RESULTS / f"{name}.csv"
+    rows = [{**row, **describe()} for row in rows]
+    with where.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}:")
+    for row in rows:
+        print("  " + ", ".join(f"{k} {v}" for k, v in row.items() if k not in describe()))
