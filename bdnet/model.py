@@ -113,8 +113,8 @@ def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
         card = Card(**json.loads(card_text))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or install "
-            "the bdnet that wrote it"
+            f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or "
+            "install the bdnet that wrote it"
         ) from error
     if hashlib.sha256(weights).hexdigest() != card.digest:
         raise ValueError(f"{name_or_uri}: {WEIGHTS_FILE} is not the one its card describes; copy both again")

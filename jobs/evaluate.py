@@ -1,15 +1,13 @@
-"""Score a model, or a folder of soft blur maps, on labelled photos or patches."""
+"""Score a model, or soft blur maps, on labelled photos: ``python -m jobs.evaluate DATASET --out URI``."""
 
-import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-import ray.exceptions
 import tyro
 
 from bdnet.model import DEFAULT_MODEL
+from jobs.command import UsageError, run
 from pipeline.evaluation import Evaluation, Threshold, evaluate
 
 
@@ -33,35 +31,30 @@ class Settings:
     """Detectors that run at once; by default as many as the cluster's CPUs or GPUs feed."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    settings = tyro.cli(Settings, args=arguments, prog="python -m jobs.evaluate")
+def work(settings: Settings) -> dict[str, Any]:
+    """Score the model or the maps."""
     if settings.model is not None and settings.maps is not None:
-        print("error: --model and --maps exclude each other; give one of them.", file=sys.stderr)
-        return 2
+        raise UsageError("--model and --maps exclude each other; give one of them")
     if settings.workers is not None and settings.workers < 1:
-        print("error: --workers must be at least 1.", file=sys.stderr)
-        return 2
+        raise UsageError("--workers must be at least 1")
     model = settings.model if settings.maps is not None else settings.model or DEFAULT_MODEL
-    try:
-        result = evaluate(
-            Evaluation(
-                source=settings.source,
-                out=settings.out,
-                model=model,
-                maps=settings.maps,
-                split=settings.split,
-                threshold=settings.threshold,
-                workers=settings.workers,
-            )
+    return evaluate(
+        Evaluation(
+            source=settings.source,
+            out=settings.out,
+            model=model,
+            maps=settings.maps,
+            split=settings.split,
+            threshold=settings.threshold,
+            workers=settings.workers,
         )
-    except (ValueError, OSError, ray.exceptions.RayError) as error:
-        # A fault on a worker comes with its traceback; the last line is the fault itself.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"error: {lines[-1]}", file=sys.stderr)
-        return 1
-    print(json.dumps(result), flush=True)
-    return 0
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    # evaluate() itself writes result.json, beside its table.
+    return run(Settings, work, argv, __doc__, lambda settings, result: None)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Write the report of an audit: ``python -m jobs.report AUDIT_URI --out DIR``."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import tyro
-from botocore.exceptions import BotoCoreError
-from deltalake.exceptions import DeltaError
 
+from jobs.command import run
 from pipeline import storage
 from pipeline.report import build_report
 
@@ -23,21 +22,18 @@ class Settings:
     """Folder or URI that receives report.html and result.json."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0 when done, 1 when it failed. Bad usage exits with 2."""
-    settings = tyro.cli(Settings, args=argv, prog="python -m jobs.report")
+def work(settings: Settings) -> dict[str, Any]:
+    """Write the report and count what is in it."""
     destination = storage.join(settings.out, "report.html")
     print(f"reading the audit {settings.audit_uri}; writing {destination}", file=sys.stderr, flush=True)
-    try:
-        summary = build_report(settings.audit_uri, destination)
-        result = json.dumps(asdict(summary))
-        storage.write_bytes(storage.join(settings.out, "result.json"), f"{result}\n".encode())
-    except (ValueError, OSError, DeltaError, BotoCoreError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    summary = build_report(settings.audit_uri, destination)
     print(f"{summary.photos:,} photos; open {summary.report}", file=sys.stderr)
-    print(result)
-    return 0
+    return asdict(summary)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(Settings, work, argv, __doc__, lambda settings, _: storage.join(settings.out, "result.json"))
 
 
 if __name__ == "__main__":

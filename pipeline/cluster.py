@@ -37,22 +37,22 @@ def shares(cpus: float, gpus: float, workers: int | None = None) -> Shares:
     them one after the other.
     """
     assert cpus > 0
-    if gpus >= 1:
-        detectors = workers or int(gpus)
-        return Shares(detectors, 0.5, min(1.0, gpus / detectors), min(1.0, cpus / 4), 0.25, 1)
-    detectors = workers or max(1, int(cpus // 4))
+    on_gpu = gpus >= 1
+    detectors = workers or max(1, int(gpus if on_gpu else cpus // 4))
     # Half of the CPUs detect; decoding and staging share the rest, whatever the number of detectors.
     detector_cpus = round(cpus / 2 / detectors, 3)
+    if on_gpu:
+        detector_cpus = min(0.5, detector_cpus)  # it only feeds the GPU
     decode_cpus = round(min(1.0, cpus / 4), 3)
     if decode_cpus == detector_cpus:
         decode_cpus = round(decode_cpus * 0.9, 3)
     return Shares(
         detectors=detectors,
         detector_cpus=detector_cpus,
-        detector_gpus=0.0,
+        detector_gpus=min(1.0, gpus / detectors) if on_gpu else 0.0,
         decode_cpus=decode_cpus,
         stage_cpus=round(min(0.25, cpus / 16), 3),
-        threads_per_detector=max(1, (os.cpu_count() or 1) // detectors),
+        threads_per_detector=1 if on_gpu else max(1, (os.cpu_count() or 1) // detectors),
     )
 
 
@@ -92,6 +92,11 @@ def quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # An error comes as itself, not as "UDF failed"; its traceback goes to Ray's log files alone.
+    context.raise_original_map_exception = True
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.CRITICAL)
     context.custom_execution_callback_classes = [Breather]
 
 

@@ -19,6 +19,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline import storage
 from pipeline.listing import read_listing
+from pipeline.schema import LISTING
 
 COMMIT_EVERY_SECONDS = 2.0
 
@@ -58,7 +59,7 @@ def subtract(shards: Sequence[str], known: pa.Table) -> Iterator[pa.Table]:
     for shard in shards:
         listing = read_listing(shard)
         if known.num_rows:
-            listing = listing.join(known, keys=["uri", "etag"], join_type="left anti")
+            listing = listing.join(known, keys=["uri", "etag"], join_type="left anti").cast(LISTING)
         if listing.num_rows:
             yield listing.combine_chunks()
 

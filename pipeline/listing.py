@@ -18,7 +18,21 @@ from fsspec import AbstractFileSystem
 from pipeline import storage
 from pipeline.schema import LISTING
 
-_PHOTO_TYPES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff", "gif", "bmp", "heic", "heif", "avif")
+_PHOTO_TYPES = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "tif",
+    "tiff",
+    "gif",
+    "bmp",
+    "heic",
+    "heif",
+    "avif",
+)
 PHOTO_SUFFIXES = frozenset(f".{name}" for name in _PHOTO_TYPES)
 ROWS_PER_SHARD = 50_000
 

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -66,8 +67,12 @@ def windows(cut: Cut, kind: str, width: int, height: int, rng: np.random.Generat
 
 
 def _grid(side: int) -> list[int]:
-    """Starts of the windows along one side; a last one at the edge where much would be left over."""
-    starts = list(range(0, side - PATCH + 1, GRID_STRIDE))
+    """Starts of the windows along one side, with one more at the edge by the paper's rule.
+
+    A window that would end exactly at the edge is not taken, except the only one of a side of 256: that alone
+    gives the paper's number of patches.
+    """
+    starts = list(range(0, max(1, side - PATCH), GRID_STRIDE))
     if side % GRID_STRIDE > GRID_STRIDE / 3:
         starts.append(side - PATCH)
     return starts
@@ -101,9 +106,7 @@ def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, o
         }
 
 
-def prepare(
-    dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Shares
-) -> dict[str, Any]:
+def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Shares) -> dict[str, Any]:
     """Check a dataset, cut it and write the shards; the manifest comes last, so a half-written one is none.
 
     Raises:
@@ -124,8 +127,7 @@ def prepare(
         for group in [order[index : index + PHOTOS_PER_SHARD]]
     ]
     written = ray.data.from_arrow(tables).map_batches(
-        _write_shard,
-        fn_args=(cut, seed, out),
+        partial(_write_shard, cut=cut, seed=seed, out=out),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cluster.decode_cpus,
@@ -138,7 +140,13 @@ def prepare(
         by_kind.update({kind: row[kind] for kind in RANDOM_CROPS})
     progress.close()
     assert progress.done == len(photos), "a shard is missing"
-    content: dict[str, Any] = {"cut": cut, "seed": seed, "split": split, "photos": len(photos), "patches": by_kind.total()}
+    content: dict[str, Any] = {
+        "cut": cut,
+        "seed": seed,
+        "split": split,
+        "photos": len(photos),
+        "patches": by_kind.total(),
+    }
     content |= {"by_kind": dict(by_kind), "source": dataset, "shards": sorted(shards)}
     storage.write_bytes(manifest, json.dumps(content, indent=2).encode())
     return {"patches": by_kind.total(), "shards": len(shards), "by_kind": dict(by_kind)}

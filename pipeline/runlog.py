@@ -10,7 +10,10 @@ from pipeline import storage
 
 @contextlib.contextmanager
 def saved_log(uri: str) -> Iterator[None]:
-    """Write what the logger ``bdnet`` says to ``uri`` at the end, also when the run fails."""
+    """Write what the logger ``bdnet`` says to ``uri`` at the end, also when the run fails.
+
+    A run that was refused before it said anything leaves no file: its ``uri`` may lie where none belongs.
+    """
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -19,10 +22,12 @@ def saved_log(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text.write(f"failed: {' '.join(str(error).split())}\n")
+        if text.getvalue():
+            text.write(f"failed: {' '.join(str(error).split())}\n")
         raise
     finally:
         logger.removeHandler(handler)
-        # A source that is wrong, or an output that can't be written, left nothing worth keeping.
-        with contextlib.suppress(OSError):
-            storage.write_bytes(uri, text.getvalue().encode())
+        if text.getvalue():
+            # An output that can't be written has made the run fail with its own reason.
+            with contextlib.suppress(OSError):
+                storage.write_bytes(uri, text.getvalue().encode())

@@ -6,6 +6,7 @@ they appear in no file that bdnet writes.
 
 import os
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -130,7 +131,9 @@ def info_etag(info: dict[str, Any]) -> str:
     etag = info.get("etag") or info.get("ETag")
     if etag:
         return str(etag).strip('"')
-    return f"{info.get('size')}-{info.get('mtime') or info.get('created') or info.get('LastModified') or ''}"
+    moment = info.get("mtime") or info.get("created") or info.get("LastModified") or ""
+    # Some file systems say it as a datetime of one file and as seconds in a listing.
+    return f"{info.get('size')}-{moment.timestamp() if isinstance(moment, datetime) else moment}"
 
 
 def read_version(uri: str, etag: str) -> bytes:

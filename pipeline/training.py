@@ -258,13 +258,13 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
     """Say each epoch on stderr while the workers train; they run elsewhere and leave word in a file."""
     finished = threading.Event()
 
-    def watch() -> None:
-        said = 0
+    def progress() -> dict[str, Any]:
+        exists = storage.exists(config.progress)
+        return json.loads(storage.read_bytes(config.progress)) if exists else {"epoch": 0}
+
+    def watch(said: int) -> None:
         while not finished.wait(2):
-            try:
-                now = json.loads(storage.read_bytes(config.progress))
-            except FileNotFoundError:
-                continue
+            now = progress()
             if now["epoch"] == said:
                 continue
             said = now["epoch"]
@@ -276,7 +276,7 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
                 flush=True,
             )
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=watch, args=(progress()["epoch"],), daemon=True)
     thread.start()
     try:
         yield

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,7 +42,7 @@ class Audited:
 
 
 @pytest.fixture(scope="module")
-def audited(sample_archive: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Audited:
+def audited(sample_archive: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
     """The sample archive after one audit on a local Ray, which puts its sessions into ``ray_folder``."""
     out = tmp_path_factory.mktemp("out")
     # A short path: Ray puts sockets there.
@@ -51,9 +52,9 @@ def audited(sample_archive: Path, model: Path, tmp_path_factory: pytest.TempPath
     found = table_rows(out)
     by_name = {str(Path(row["uri"]).relative_to(photos)): row for row in found}
     assert len(by_name) == len(found), ran.err
-    return Audited(
-        photos, out, ran, by_name, json.loads((sample_archive / "truth.json").read_text()), ray_folder
-    )
+    truth = json.loads((sample_archive / "truth.json").read_text())
+    yield Audited(photos, out, ran, by_name, truth, ray_folder)
+    shutil.rmtree(ray_folder)
 
 
 def test_every_photo_has_one_row_with_the_status_that_it_deserves(audited: Audited) -> None:
@@ -136,7 +137,7 @@ def test_a_second_run_audits_nothing_and_needs_no_ray(audited: Audited, model: P
 
 
 def test_each_night_audits_what_is_new_and_another_model_audits_all(
-    audited: Audited, model: Path, other_model: Path, joined: Cluster, tmp_path: Path
+    sample_archive: Path, model: Path, other_model: Path, joined: Cluster, tmp_path: Path
 ) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     archive.mkdir()
@@ -147,7 +148,7 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
         "2024/formats/pagoda.png",
     )
     for name in names:
-        shutil.copy(audited.photos / name, archive)
+        shutil.copy(sample_archive / "photos" / name, archive)
 
     first = audit(archive, "--out", out, "--model", model, "--limit", "3", *SMALL)
     assert first.result["photos"] == 3
@@ -155,8 +156,8 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
     assert len(done) == 3
 
     changed = sorted(done)[0]
-    shutil.copy(audited.photos / "2024/garden/flower.jpg", archive / changed)
-    shutil.copy(audited.photos / "2024/broken/text.jpg", archive / "it's new, 100% & <i>so</i>.jpg")
+    shutil.copy(sample_archive / "photos/2024/garden/flower.jpg", archive / changed)
+    shutil.copy(sample_archive / "photos/2024/broken/text.jpg", archive / "it's new, 100% & <i>so.jpg")
     second = audit(archive, "--out", out, "--model", model, "--masks", "table", *SMALL)
     assert second.result["photos"] == 3
     tonight = [row for row in table_rows(out) if row["run_id"] == second.result["run_id"]]
@@ -196,11 +197,11 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
 
 
 def test_a_photo_that_is_away_for_the_moment_is_told_of_and_tried_again(
-    audited: Audited, model: Path, joined: Cluster, tmp_path: Path
+    sample_archive: Path, model: Path, joined: Cluster, tmp_path: Path
 ) -> None:
     here, away, out = tmp_path / "here.jpg", tmp_path / "away.jpg", tmp_path / "out"
-    shutil.copy(audited.photos / "2024/garden/cat.jpg", here)
-    shutil.copy(audited.photos / "2024/launch/rocket.jpg", away)
+    shutil.copy(sample_archive / "photos/2024/garden/cat.jpg", here)
+    shutil.copy(sample_archive / "photos/2024/launch/rocket.jpg", away)
     manifest = tmp_path / "manifest.parquet"
     listed = [
         {
@@ -232,12 +233,15 @@ def test_a_photo_that_is_away_for_the_moment_is_told_of_and_tried_again(
 
 
 def test_a_dry_run_counts_and_writes_nothing(
-    audited: Audited, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sample_archive: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main([str(audited.photos), "--out", str(out), "--model", str(model), "--dry-run"]) == 0
+    assert main([str(sample_archive / "photos"), "--out", str(out), "--model", str(model), "--dry-run"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (result["photos"], result["skipped_by_suffix"]) == (len(audited.truth), {".xml": 1})
+    assert (result["photos"], result["skipped_by_suffix"]) == (
+        len(json.loads((sample_archive / "truth.json").read_text())),
+        {".xml": 1},
+    )
     assert not out.exists()
 
 

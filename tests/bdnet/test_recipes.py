@@ -1,0 +1,27 @@
+from bdnet.augment import Augmentation
+from bdnet.recipes import RECIPES, paper
+
+
+def test_the_papers_recipe_has_the_papers_numbers():
+    recipe = paper()
+    assert recipe.optimizer == "sgd"  # the training loop gives it Nesterov momentum 0.9
+    assert recipe.schedule == "constant"
+    assert recipe.learning_rate == 1e-3
+    assert recipe.weight_decay == 1e-5
+    assert recipe.batch_size == 16
+    assert (recipe.epochs, recipe.frozen_epochs) == (100, 20)
+    assert recipe.kind_weight == 0.2
+
+
+def test_the_papers_recipe_has_nothing_that_the_paper_lacks():
+    recipe = paper()
+    assert recipe.pretrained_factor == 1.0
+    assert recipe.region_weight == 0.0
+    assert recipe.ema == 0.0
+    assert not recipe.balance_kinds
+    # A 224 crop and flips both ways (horizontal ones are always on).
+    assert recipe.augmentation == Augmentation(crop=224, flip_vertical=0.5)
+
+
+def test_a_recipe_is_found_under_its_own_name():
+    assert {name: make().name for name, make in RECIPES.items()} == {"paper": "paper", "default": "default"}

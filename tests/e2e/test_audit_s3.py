@@ -1,0 +1,113 @@
+"""jobs.audit from and to a real S3 server."""
+
+import json
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from infra.s3_server import S3Server, fill
+from jobs.audit import main
+from pipeline import storage
+from pipeline.layout import AuditLayout
+from tests.e2e.harness import SMALL, Cluster, audit, table_rows
+
+pytestmark = pytest.mark.e2e
+
+# Keys that a URL, a shell, a query or a file system would read in another way.
+ODD_NAMES = (
+    "it's.jpg",
+    'say "cheese".jpg',
+    "100%25 & a+b #1?.jpg",
+    " leading space.jpg",
+    "日本語 🏯.jpg",
+    "cafe\u0301, decomposed.jpg",
+    "UPPER.JPG",
+)
+
+
+@pytest.fixture(scope="module")
+def archive(s3: S3Server, sample_archive: Path) -> str:
+    """The sample archive on S3, and photos under odd names."""
+    fill(s3, sample_archive / "photos", "s3://photos/archive")
+    fs = S3FileSystem()
+    photo = (sample_archive / "photos/2024/launch/rocket.jpg").read_bytes()
+    for name in ODD_NAMES:
+        fs.call_s3("put_object", Bucket="photos", Key=f"archive/odd/{name}", Body=photo)
+    # Some clients leave an empty object for a folder; a neighbour's prefix may begin like ours.
+    fs.call_s3("put_object", Bucket="photos", Key="archive/folder.jpg/", Body=b"")
+    fs.call_s3("put_object", Bucket="photos", Key="archive-of-others/photo.jpg", Body=photo)
+    return "s3://photos/archive"
+
+
+def test_an_archive_on_s3_is_audited_onto_s3(
+    archive: str, sample_archive: Path, model: Path, joined: Cluster
+) -> None:
+    truth = json.loads((sample_archive / "truth.json").read_text())
+    expected = {f"{archive}/{name}": said["expected_status"] for name, said in truth.items()}
+    expected |= {f"{archive}/odd/{name}": "ok" for name in ODD_NAMES}
+
+    ran = audit(archive, "--out", "s3://out/audit", "--model", model, "--masks", "shards", *SMALL)
+
+    found = table_rows("s3://out/audit")
+    assert {row["uri"]: row["status"] for row in found} == expected, ran.err
+    assert len(found) == len(expected)
+    listed = {item["Key"]: item["ETag"].strip('"') for item in _objects("photos", "archive/")}
+    assert all(row["etag"] == listed[row["uri"].removeprefix("s3://photos/")] for row in found)
+    result = ran.result
+    assert result["table"] == "s3://out/audit/table"
+    assert result["photos"] == len(expected)
+    run = AuditLayout("s3://out/audit").run(result["run_id"])
+    assert json.loads(storage.read_bytes(run.result)) == result
+    report = storage.read_bytes(run.report).decode()
+    assert "claims-50000x50000.png" in report
+    # The gallery read its photos again from S3.
+    assert "data:image/" in report
+    shards = {row["mask_shard"].partition("/")[0] for row in found if row["mask_shard"]}
+    assert {f"audit/masks/{shard}" for shard in shards} == {i["Key"] for i in _objects("out", "audit/masks/")}
+
+    # Nothing new: no Ray is needed.
+    again = audit(
+        *(archive, "--out", "s3://out/audit", "--model", model, *SMALL),
+        environment={"RAY_ADDRESS": "127.0.0.1:1"},
+    )
+    assert again.result["photos"] == 0
+
+
+def test_a_wrong_secret_is_one_clear_line_that_does_not_repeat_it(
+    archive: str, model: Path, s3: S3Server
+) -> None:
+    wrong = "not-the-secret-of-anyone"
+    ran = audit(
+        *(archive, "--out", "s3://out/wrong", "--model", model),
+        environment={"AWS_SECRET_ACCESS_KEY": wrong, "RAY_ADDRESS": "127.0.0.1:1"},
+    )
+    assert ran.code == 1
+    (error,) = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert ran.err.splitlines()[-1] == error
+    assert "signature" in error.lower() or "denied" in error.lower()
+    assert "Traceback" not in ran.err
+    for text in (ran.out, ran.err):
+        assert wrong not in text
+        assert s3.secret_key not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        pytest.param("s3://photos/nothing-here", "nothing is at", id="prefix without objects"),
+        pytest.param("s3://no-such-bucket/archive", "bucket", id="missing bucket"),
+    ],
+)
+def test_a_source_without_photos_is_refused_in_one_line(
+    source: str, said: str, s3: S3Server, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([source, "--out", "s3://out/refused", "--model", str(model)]) == 1
+    captured = capsys.readouterr()
+    (error,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert said in error
+    assert captured.out == ""
+
+
+def _objects(bucket: str, prefix: str) -> list[dict[str, str]]:
+    return S3FileSystem().call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix)["Contents"]

@@ -1,0 +1,129 @@
+"""From labelled photos to a scored model on a real Ray: prepare, train, resume, evaluate."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFilter
+
+from bdnet import load
+from jobs import evaluate, prepare, train
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small photos of noise, the left half of each blurred, in the layout of a DATASET."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(6):
+        sharp = Image.fromarray(rng.integers(0, 256, (264, 280, 3), dtype=np.uint8))
+        blurred = sharp.filter(ImageFilter.GaussianBlur(3)).crop((0, 0, 140, 264))
+        sharp.paste(blurred, (0, 0))
+        mask = Image.new("L", sharp.size)
+        mask.paste(255, (0, 0, 140, 264))
+        kind = "motion" if index % 2 else "defocus"
+        sharp.save(folder / "images" / f"{kind}{index}.jpg", quality=95)
+        mask.save(folder / "masks" / f"{kind}{index}.png")
+        rows.append({"name": f"{kind}{index}", "kind": kind, "split": "train"})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["name", "kind", "split"])
+    writer.writeheader()
+    writer.writerows(rows)
+    (folder / "index.csv").write_text(text.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def patches(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patches") / "blurdb1"
+    assert prepare.main([str(dataset), "--cut", "blurdb1", "--out", str(folder)]) == 0
+    return folder
+
+
+def arguments(patches: Path, out: Path, epochs: int) -> list[str]:
+    options = ["--arch", "bdnet-resnet18", "--recipe", "paper", "--init", "none"]
+    return [str(patches), "--out", str(out), *options, "--epochs", str(epochs)]
+
+
+def last_line(text: str) -> dict[str, object]:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_two_workers_train_a_model_that_evaluates(
+    patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trained"
+    assert train.main([*arguments(patches, out, 1), "--workers", "2", "--terms", "free to use"]) == 0
+    result = last_line(capfd.readouterr().out)
+    assert result == json.loads((out / "result.json").read_text())
+    assert result["epochs"] == 1
+    assert 0 < result["val_mean_iou"] < 1
+    card = load(str(out / "model")).card
+    assert card.digest == result["digest"]
+    assert card.data["terms"] == "free to use"
+    assert len(card.data["validation_photos"]) == 2
+    assert str(patches) not in json.dumps(card.training)
+
+    assert (
+        evaluate.main(
+            [str(patches), "--model", str(out / "model"), "--split", "train", "--out", str(tmp_path)]
+        )
+        == 0
+    )
+    scores = last_line(capfd.readouterr().out)
+    rows = pq.read_table(patches / "shard-00000.parquet").num_rows
+    assert scores["patches"] == rows == 3 * 12 + 3 * 5
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(patches: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trained"
+    command = [sys.executable, "-m", "jobs.train", *arguments(patches, out, 4)]
+    progress = out / "progress.json"
+
+    first = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while not (progress.exists() and json.loads(progress.read_text())["epoch"] >= 1):
+        assert first.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = json.loads(progress.read_text())["epoch"]
+    assert done < 4, "killed too late to show anything"
+
+    second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert second.returncode == 0, second.stderr
+    result = last_line(second.stdout)
+    assert result["epochs"] == 4
+    said = [int(epoch) for epoch in re.findall(r"epoch (\d) of 4", second.stderr)]
+    assert min(said) > done
+    assert load(str(out / "model")).card.digest == result["digest"]
+
+    # Finished: the same command only exports again.
+    third = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert third.returncode == 0, third.stderr
+    assert last_line(third.stdout)["digest"] == result["digest"]
+
+    other = subprocess.run(
+        [*command, "--seed", "5"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert other.returncode == 1
+    assert other.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "choose another --out" in other.stderr

@@ -1,0 +1,101 @@
+"""The command that cuts a dataset, as its users call it."""
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+
+from jobs.prepare import main
+from pipeline import cluster, patches
+from pipeline.patches import read_shard, shard_uris
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three training photos of noise, one of them of the other kind, and one test photo."""
+    folder = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for sub in ("images", "masks"):
+        (folder / sub).mkdir(parents=True)
+    rows = ["a,motion,train", "b,defocus,train", "c,defocus,train", "d,motion,test"]
+    for name in "abcd":
+        Image.fromarray(rng.integers(0, 256, (260, 300, 3), np.uint8)).save(folder / f"images/{name}.png")
+        Image.fromarray(np.uint8(255) * (rng.random((260, 300)) > 0.5)).save(folder / f"masks/{name}.png")
+    (folder / "index.csv").write_text("\n".join(["name,kind,split", *rows]))
+    return folder
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def failed(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.e2e
+def test_the_same_seed_gives_the_same_bytes_and_a_full_folder_is_refused(dataset, tmp_path, capsys):
+    outs = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
+    for out, seed in zip(outs, ("7", "7", "8"), strict=True):
+        assert main([str(dataset), "--cut", "blurdb1", "--out", str(out), "--seed", seed]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert results == [{"patches": 22, "shards": 1, "by_kind": {"motion": 12, "defocus": 10}}] * 3
+    one, two, three = map(files, outs)
+    assert one == two
+    assert set(one) == {"shard-00000.parquet", "dataset.json", "result.json"}
+    assert one["shard-00000.parquet"] != three["shard-00000.parquet"]
+    [shard] = shard_uris(str(outs[0]))
+    table = read_shard(shard)
+    assert table.schema == patches.PATCHES
+    assert sorted(set(table["photo"].to_pylist())) == ["a", "b", "c"]
+
+    assert "already holds a patch dataset" in failed(capsys, dataset, "--cut", "photos", "--out", outs[0])
+    assert files(outs[0]) == one
+    assert not ray.is_initialized()
+
+
+def wrong_mask(folder):
+    (folder / "masks/b.png").unlink()
+
+
+def grey_mask(folder):
+    Image.new("L", (300, 260), 99).save(folder / "masks/c.png")
+
+
+def small_photo(folder):
+    Image.new("RGB", (255, 260)).save(folder / "images/b.png")
+    Image.new("1", (255, 260)).save(folder / "masks/b.png")
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """A dataset is checked before any task: no cluster is needed to refuse it."""
+    monkeypatch.setattr(patches.ray.data, "from_arrow", lambda tables: pytest.fail("a task was started"))
+    monkeypatch.setattr(cluster, "connect", lambda: nullcontext(cluster.shares(4, 0)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [(wrong_mask, "masks/b.png"), (grey_mask, "masks/c.png"), (small_photo, "images/b.png")],
+)
+def test_a_wrong_dataset_is_refused_by_name_and_nothing_is_written(
+    dataset, tmp_path, capsys, without_ray, spoil, named
+):
+    spoil(dataset)
+    line = failed(capsys, dataset, "--cut", "blurdb2", "--out", tmp_path / "out")
+    assert named in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_no_photo_has_is_refused(dataset, tmp_path, capsys, without_ray):
+    line = failed(capsys, dataset, "--cut", "photos", "--out", tmp_path / "out", "--split", "validation")
+    assert "validation" in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,224 @@
+"""The steps between a listing and the files that a driver commits, without Ray."""
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from bdnet.bdnet import build
+from bdnet.model import load, save
+from pipeline import storage
+from pipeline.detector import Detector, Provenance, encode_mask, read_and_decode, stage_rows
+from pipeline.layout import AuditLayout
+from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING, MEASUREMENTS
+
+PROVENANCE = Provenance("m1", "a1", "r1")
+# Names say the (width, height) of the photo at working size.
+SIZES = {"64x48": (64, 48), "48x64": (48, 64), "64x64": (64, 64), "40x30": (40, 30)}
+STATUS = {"text.jpg": "unreadable", "empty.jpg": "empty", "cut.jpg": "truncated", "raw.heic": "unsupported"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network that was never trained: a mask of something, the same each time."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    torch.manual_seed(0)
+    save(build("bdnet-resnet18"), folder, {"arch": "bdnet-resnet18"})
+    return folder
+
+
+def jpeg(width, height, seed=0):
+    # Coarse noise: no two photos look alike.
+    cells = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(cells).resize((width, height)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Photos of mixed shapes between broken ones, gone ones and changed ones; a listing of them."""
+    folder = tmp_path_factory.mktemp("archive")
+    for number in range(3):
+        for name, (width, height) in SIZES.items():
+            (folder / f"{number}-{name}.jpg").write_bytes(jpeg(width, height, seed=number))
+    (folder / "text.jpg").write_text("no photo")
+    (folder / "empty.jpg").touch()
+    whole = jpeg(200, 200)
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "raw.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    rows = []
+    for path in sorted(folder.iterdir()):
+        etag = storage.local_etag(path.stat())
+        rows.append({"uri": str(path), "etag": etag, "size_bytes": path.stat().st_size, "modified_at": None})
+    rows.insert(3, {**rows[0], "uri": str(folder / "gone.jpg")})
+    rows.insert(6, {**rows[0], "etag": "another"})
+    return pa.Table.from_pylist(rows, schema=LISTING)
+
+
+@pytest.fixture(scope="module")
+def decoded(archive):
+    [table] = read_and_decode(archive, 64)
+    return table
+
+
+@pytest.fixture(scope="module")
+def detected(decoded, model):
+    return Detector(model, threads=1)(decoded)
+
+
+def expected_status(row):
+    if row["etag"] == "another":
+        return "changed"
+    return {**STATUS, "gone.jpg": "missing"}.get(os.path.basename(row["uri"]), "ok")
+
+
+def test_every_photo_has_one_row_in_order_with_its_status(archive, decoded):
+    assert decoded.select(LISTING.names) == archive
+    rows = decoded.to_pylist()
+    assert [row["status"] for row in rows] == [expected_status(row) for row in rows]
+    for row in rows:
+        is_ok = row["status"] == "ok"
+        assert (row["error"] is None) is is_ok
+        assert (row["pixels"] is not None) is is_ok
+
+
+def test_pixels_are_those_of_the_photo(archive, decoded):
+    row = next(row for row in decoded.to_pylist() if row["uri"].endswith("1-64x48.jpg"))
+    pixels = np.frombuffer(row["pixels"], np.uint8).reshape(row["pixels_height"], row["pixels_width"], 3)
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(row["uri"])))
+    assert (row["width"], row["height"], row["format"]) == (64, 48, "jpeg")
+
+
+def test_the_working_size_bounds_the_long_side_and_enlarges_nothing(archive):
+    [table] = read_and_decode(archive, 48)
+    sizes = {
+        (row["width"], row["height"]): (row["pixels_width"], row["pixels_height"])
+        for row in table.to_pylist()
+        if row["status"] == "ok"
+    }
+    assert sizes == {(64, 48): (48, 36), (48, 64): (36, 48), (64, 64): (48, 48), (40, 30): (40, 30)}
+
+
+def test_batches_of_mixed_shapes_keep_each_photo_with_its_own_result(decoded, detected, model):
+    assert detected.select(LISTING.names) == decoded.select(LISTING.names)
+    alone = load(model)
+    for row in detected.to_pylist():
+        if row["status"] != "ok":
+            continue
+        width, height = SIZES[os.path.basename(row["uri"])[2:-4]]
+        assert (row["mask_width"], row["mask_height"]) == (width, height)
+        one = alone.detect(row["uri"], 64)
+        # Batched and single arithmetic may differ in the last bits, photos differ by far more.
+        assert row["uncertainty"] == pytest.approx(one.uncertainty, abs=2e-3)
+        assert row["blurred_fraction"] == pytest.approx(one.blurred_fraction, abs=0.02)
+        with Image.open(io.BytesIO(row["mask"])) as mask:
+            assert np.asarray(mask).mean() == pytest.approx(row["blurred_fraction"], abs=1e-9)
+    fractions = [row["uncertainty"] for row in detected.to_pylist() if row["status"] == "ok"]
+    assert len(set(fractions)) == len(fractions)  # else a mix-up would not show
+
+
+def test_what_is_not_ok_is_never_measured(detected):
+    for row in detected.to_pylist():
+        measured = [
+            row[name]
+            for name in MEASUREMENTS.names
+            if name not in ("mask_shard", "blur_kind", "kind_confidence")
+        ]
+        assert all((value is not None) is (row["status"] == "ok") for value in measured)
+        assert row["mask_shard"] is None
+
+
+def test_pixels_end_with_detection(detected):
+    assert "pixels" not in detected.column_names
+    assert "subject_area" not in detected.column_names
+
+
+def test_a_block_without_any_photo_that_can_be_read_passes(decoded, model):
+    broken = decoded.filter(pc.not_equal(decoded["status"], "ok"))
+    assert Detector(model, threads=1)(broken)["status"].to_pylist() == broken["status"].to_pylist()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (48, 64)])
+def test_a_mask_is_one_bit_per_pixel_and_comes_back(shape):
+    mask = np.random.default_rng(0).random(shape) > 0.5
+    with Image.open(io.BytesIO(encode_mask(mask))) as image:
+        assert image.mode == "1"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+
+
+def staged_rows(staged, out):
+    """(target, rows of the file) of each staged file."""
+    folders = {"table": AuditLayout(out).table, "failures": AuditLayout(out).failures}
+    return {
+        row["target"]: pq.read_table(f"{folders[row['target']]}/{row['path']}") for row in staged.to_pylist()
+    }
+
+
+def test_final_rows_are_staged_for_the_table_and_retryable_ones_for_the_failures(detected, tmp_path):
+    staged = stage_rows(detected, str(tmp_path), PROVENANCE, mask_shards=False)
+    files = staged_rows(staged, str(tmp_path))
+    assert files["table"].schema == AUDIT_TABLE
+    assert files["failures"].schema == FAILURES_TABLE
+    assert sorted(files["failures"]["status"].to_pylist()) == ["changed", "missing"]
+    assert set(files["table"]["status"].to_pylist()) == {"ok", *STATUS.values()}
+    uris = [uri for file in files.values() for uri in file["uri"].to_pylist()]
+    assert sorted(uris) == sorted(detected["uri"].to_pylist())
+    assert set(files["table"]["run_id"].to_pylist()) == set(files["failures"]["run_id"].to_pylist()) == {"r1"}
+    assert set(files["table"]["mask_shard"].to_pylist()) == {None}
+    assert not (tmp_path / "masks").exists()
+
+
+def test_the_driver_is_told_what_each_file_holds(detected, tmp_path):
+    told = {row["target"]: row for row in stage_rows(detected, str(tmp_path), PROVENANCE, False).to_pylist()}
+    assert told["failures"]["rows"] == 2
+    assert told["table"]["rows"] == len(detected) - 2
+    assert json.loads(told["table"]["by_status"]) == {"ok": 12, **dict.fromkeys(STATUS.values(), 1)}
+    assert json.loads(told["failures"]["by_status"]) == {"changed": 1, "missing": 1}
+    assert sum(json.loads(told["table"]["by_verdict"]).values()) == 12
+    assert json.loads(told["failures"]["by_verdict"]) == {}
+
+
+def test_nothing_is_staged_of_nothing(detected, tmp_path):
+    only_final = detected.filter(pc.equal(detected["status"], "ok"))
+    staged = stage_rows(only_final, str(tmp_path), PROVENANCE, False)
+    assert staged["target"].to_pylist() == ["table"]
+    assert not (tmp_path / "failures").exists()
+
+
+def test_mask_shards_hold_the_masks_under_the_names_in_the_rows(detected, tmp_path):
+    staged = stage_rows(detected, str(tmp_path), PROVENANCE, mask_shards=True)
+    named = 0
+    for row in staged_rows(staged, str(tmp_path))["table"].to_pylist():
+        if row["mask"] is None:
+            assert row["mask_shard"] is None
+            continue
+        shard, member = row["mask_shard"].split("/")
+        with tarfile.open(tmp_path / "masks" / shard) as tar:
+            assert tar.extractfile(member).read() == row["mask"]
+            named += 1
+            assert len(tar.getnames()) == len(set(tar.getnames())) == 12
+    assert named == 12
+
+
+def test_a_hostile_name_stays_a_plain_member_of_the_tar(detected, tmp_path):
+    row = next(row for row in detected.to_pylist() if row["status"] == "ok")
+    evil = [
+        {**row, "uri": uri}
+        for uri in ("s3://b/../../etc/x y\n.jpg", "s3://b/x.jpg", "t3://b/x.jpg", "a" * 300)
+    ]
+    table = pa.Table.from_pylist(evil, schema=detected.schema)
+    stage_rows(table, str(tmp_path), PROVENANCE, mask_shards=True)
+    [shard] = (tmp_path / "masks").iterdir()
+    with tarfile.open(shard) as tar:
+        names = tar.getnames()
+    assert names[:3] == ["00000-x_y_.png", "00001-x.png", "00002-x.png"]
+    assert len(names[3]) < 100

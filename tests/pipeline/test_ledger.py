@@ -1,0 +1,225 @@
+"""The ledger: what is staged, what is committed, what remains to do."""
+
+import json
+import os
+from datetime import UTC, datetime
+
+import duckdb
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError
+
+from pipeline import ledger, storage
+from pipeline.ledger import Committer, known_keys, open_table, stage, subtract
+from pipeline.schema import AUDIT_TABLE, LISTING
+
+NOW = datetime(2026, 3, 1, 6, 0, 0, 123456, tzinfo=UTC)
+TAKEN = datetime(2025, 12, 24, 18, 30, 5, 250000)  # as the camera's clock said: no zone
+
+
+@pytest.fixture(params=["local", "s3"])
+def table(request, tmp_path):
+    """Where a table is to be, on disk and on a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "table")
+    request.getfixturevalue("s3")
+    return f"s3://out/{tmp_path.name}/table"
+
+
+@pytest.fixture(autouse=True)
+def no_commit_by_the_clock(monkeypatch):
+    """A slow machine commits as a fast one does: when told."""
+    monkeypatch.setattr(ledger, "COMMIT_EVERY_SECONDS", 1e6)
+
+
+@pytest.fixture
+def local_table(tmp_path):
+    return str(tmp_path / "table")
+
+
+def photo(uri, etag="e1"):
+    return {"uri": uri, "etag": etag, "size_bytes": 1, "modified_at": NOW}
+
+
+def rows(*photos, digest="a1"):
+    """Rows of the audit table for photos."""
+    made = {"captured_at": TAKEN, "status": "ok", "blurred_fraction": 0.25, "mask": b"\x89PNG"}
+    made |= {"model_digest": "m1", "audit_digest": digest, "run_id": "r1", "audited_at": NOW}
+    return pa.Table.from_pylist([{**photo, **made} for photo in photos], schema=AUDIT_TABLE)
+
+
+def commit(table, *photos, digest="a1", run_id="r1"):
+    committer = Committer(table, AUDIT_TABLE, run_id)
+    committer.add(stage(rows(*photos, digest=digest), table, run_id))
+    committer.flush()
+
+
+def delta(table):
+    return DeltaTable(table, storage_options=storage.delta_options(table))
+
+
+def committed(table):
+    """URIs in the table, sorted, each as often as it is there."""
+    found = QueryBuilder().register("t", delta(table)).execute("SELECT uri FROM t ORDER BY uri")
+    return pa.table(found)["uri"].to_pylist()
+
+
+def listing_shard(folder, *photos):
+    uri = str(folder / "listing.parquet")
+    pq.write_table(pa.Table.from_pylist(list(photos), schema=LISTING), uri)
+    return uri
+
+
+def to_do(shards, table, digest="a1"):
+    found = list(subtract(shards, known_keys(table, digest)))
+    assert all(part.schema == LISTING for part in found)
+    return sorted((row["uri"], row["etag"]) for part in found for row in part.to_pylist())
+
+
+def test_committed_rows_are_in_the_table_once_and_staged_ones_are_not(table):
+    open_table(table, AUDIT_TABLE)
+    committer = Committer(table, AUDIT_TABLE, "r1")
+    committer.add(stage(rows(photo("a"), photo("b")), table, "r1"))
+    stage(rows(photo("lost"), photo("a")), table, "r1")  # its task was retried, or the driver died
+    assert committed(table) == []
+    committer.flush()
+    assert committed(table) == ["a", "b"]
+    committer.flush()  # with nothing new
+    assert committed(table) == ["a", "b"]
+    assert delta(table).version() == 1
+
+
+def test_files_commit_in_groups_and_the_log_names_run_and_rising_version(table):
+    committer = Committer(table, AUDIT_TABLE, "r1")
+    for name in "abc":
+        committer.add(stage(rows(photo(name)), table, "r1"))
+    committer.flush()
+    assert delta(table).transaction_version("r1") == 1
+    committer.add(stage(rows(photo("d")), table, "r1"))
+    committer.flush()
+    assert delta(table).transaction_version("r1") == 2
+    assert delta(table).transaction_version("r2") is None
+    assert delta(table).version() == 2  # created, three files together, one file
+    assert committed(table) == ["a", "b", "c", "d"]
+
+
+def test_two_runs_that_commit_to_one_table_lose_nothing(table):
+    open_table(table, AUDIT_TABLE)
+    one, other = Committer(table, AUDIT_TABLE, "r1"), Committer(table, AUDIT_TABLE, "r2")
+    one.add(stage(rows(photo("a")), table, "r1"))
+    other.add(stage(rows(photo("b")), table, "r2"))
+    one.flush()
+    other.flush()
+    one.add(stage(rows(photo("c")), table, "r1"))
+    one.flush()
+    assert committed(table) == ["a", "b", "c"]
+    assert (delta(table).transaction_version("r1"), delta(table).transaction_version("r2")) == (2, 1)
+
+
+def test_a_commit_comes_by_itself_when_the_last_is_a_while_ago(local_table, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(ledger.time, "monotonic", lambda: clock[0])
+    committer = Committer(local_table, AUDIT_TABLE, "r1")
+    open_table(local_table, AUDIT_TABLE)
+    committer.add(stage(rows(photo("a")), local_table, "r1"))
+    assert committed(local_table) == []
+    clock[0] += ledger.COMMIT_EVERY_SECONDS
+    committer.add(stage(rows(photo("b")), local_table, "r1"))
+    assert committed(local_table) == ["a", "b"]
+    committer.add(stage(rows(photo("c")), local_table, "r1"))
+    assert committed(local_table) == ["a", "b"]
+
+
+def test_a_commit_that_fails_can_be_made_again(local_table, monkeypatch):
+    committer = Committer(local_table, AUDIT_TABLE, "r1")
+    committer.add(stage(rows(photo("a")), local_table, "r1"))
+
+    def refuse(uri, schema):
+        raise DeltaError("storage refuses")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "open_table", refuse)
+        with pytest.raises(DeltaError):
+            committer.flush()
+    committer.flush()
+    assert committed(local_table) == ["a"]
+
+
+def test_all_is_to_do_where_there_is_no_table(table, tmp_path):
+    shard = listing_shard(tmp_path, photo("a"), photo("b"))
+    assert to_do([shard], table) == [("a", "e1"), ("b", "e1")]
+    assert not storage.exists(table)
+
+
+def test_the_to_do_is_the_listing_minus_the_table(table, tmp_path):
+    commit(table, photo("a"), photo('it\'s "b"\n?'), photo("deleted since"))
+    shard = listing_shard(tmp_path, photo("a"), photo('it\'s "b"\n?'), photo("new"))
+    assert to_do([shard], table) == [("new", "e1")]
+
+
+def test_another_version_of_a_photo_and_another_digest_are_to_do_again(local_table, tmp_path):
+    commit(local_table, photo("a", "e1"))
+    shard = listing_shard(tmp_path, photo("a", "e2"))
+    assert to_do([shard], local_table) == [("a", "e2")]
+    shard = listing_shard(tmp_path, photo("a", "e1"))
+    assert to_do([shard], local_table) == []
+    assert to_do([shard], local_table, digest="a2") == [("a", "e1")]
+    commit(local_table, photo("a", "e1"), digest="a2")
+    assert to_do([shard], local_table, digest="a2") == []
+    assert to_do([shard], local_table) == []
+
+
+def test_photos_that_are_staged_only_are_still_to_do(local_table, tmp_path):
+    open_table(local_table, AUDIT_TABLE)
+    stage(rows(photo("a")), local_table, "r1")
+    assert to_do([listing_shard(tmp_path, photo("a"))], local_table) == [("a", "e1")]
+
+
+def test_a_staged_file_says_how_large_it_is_and_how_many_rows_it_has(local_table):
+    staged = stage(rows(photo("a"), photo("b")), local_table, "r1")
+    assert os.path.getsize(f"{local_table}/{staged.path}") == staged.size
+    assert staged.rows == 2
+    assert stage(rows(photo("a")), local_table, "r1").path != staged.path
+
+
+def test_the_log_counts_rows_without_reading_the_files(local_table):
+    commit(local_table, photo("a"), photo("b"))
+    actions = pa.table(delta(local_table).get_add_actions(flatten=True))
+    assert actions["num_records"].to_pylist() == [2]
+
+
+def first_row(table, reader):
+    """The one row as another program reads it."""
+    if reader == "polars":
+        return (
+            polars.scan_delta(table, storage_options=storage.delta_options(table))
+            .collect()
+            .row(0, named=True)
+        )
+    if reader == "duckdb":
+        files = delta(table).file_uris()
+        found = duckdb.sql(
+            f"SET TimeZone='UTC'; SELECT * FROM read_parquet({json.dumps(files)})".replace('"', "'")
+        )
+        return found.to_arrow_table().to_pylist()[0]
+    return pa.table(QueryBuilder().register("t", delta(table)).execute("SELECT * FROM t")).to_pylist()[0]
+
+
+@pytest.mark.parametrize("reader", ["deltalake", "polars", "duckdb"])
+def test_other_programs_read_the_table_with_both_kinds_of_time_intact(local_table, reader):
+    commit(local_table, photo("a"))
+    row = first_row(local_table, reader)
+    assert list(row) == AUDIT_TABLE.names
+    assert row["captured_at"] == TAKEN
+    assert row["captured_at"].tzinfo is None
+    assert row["audited_at"] == NOW
+    assert (row["uri"], row["blurred_fraction"], row["mask"], row["error"]) == ("a", 0.25, b"\x89PNG", None)
+
+
+def test_polars_reads_the_table_on_s3(s3, tmp_path):
+    table = f"s3://out/{tmp_path.name}/table"
+    commit(table, photo("a"))
+    assert first_row(table, "polars")["captured_at"] == TAKEN

@@ -1,0 +1,214 @@
+"""Listings of folders, of other file systems, of manifests, and of a real S3 bucket."""
+
+import os
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import listing, storage
+from pipeline.listing import read_listing, write_listing
+from pipeline.schema import LISTING
+
+ODD_NAMES = [
+    "ünï côdé 写真.jpg",
+    "two\nlines.jpg",
+    'it\'s "quoted".jpg',
+    "100% #1?.jpg",
+    " lead.jpg",
+    "a\\b.jpg",
+]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+def listed(source, out, **options):
+    """The listing and its rows, all shards together."""
+    found = write_listing(str(source), str(out / "listing"), **options)
+    return found, [row for shard in found.shards for row in read_listing(shard).to_pylist()]
+
+
+def put(folder, *names, data=b"x"):
+    for name in names:
+        path = os.path.join(os.fsencode(folder), name if isinstance(name, bytes) else name.encode())
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(data)
+
+
+def test_a_row_says_where_which_version_how_large_and_when(photos, tmp_path):
+    put(photos, "a.jpg", data=b"12345")
+    os.utime(photos / "a.jpg", (1_700_000_000, 1_700_000_000))
+    found, rows = listed(photos, tmp_path)
+    assert rows == [
+        {
+            "uri": f"{photos}/a.jpg",
+            "etag": "5-1700000000000000000",
+            "size_bytes": 5,
+            "modified_at": datetime.fromtimestamp(1_700_000_000, UTC),
+        }
+    ]
+    assert pq.read_schema(found.shards[0]) == LISTING
+    assert (found.photos, found.complete, found.skipped_by_suffix) == (1, True, {})
+
+
+def test_photos_are_known_by_suffix_in_any_case_and_the_rest_is_counted(photos, tmp_path):
+    put(photos, "a.JPG", "b.Jpeg", "c.heic", "d.tiff", "a.xml", "sub/B.XML", "Makefile", ".jpg", "v1.0/notes")
+    found, rows = listed(photos, tmp_path)
+    assert [os.path.basename(row["uri"]) for row in rows] == ["a.JPG", "b.Jpeg", "c.heic", "d.tiff"]
+    assert found.skipped_by_suffix == {".xml": 2, "(none)": 3}
+
+
+def test_folders_below_are_listed_in_a_steady_order(photos, tmp_path):
+    put(photos, "z.jpg", "b/2.jpg", "a/1.jpg", "a/0/x.jpg")
+    _, rows = listed(photos, tmp_path)
+    assert [row["uri"].removeprefix(f"{photos}/") for row in rows] == [
+        "z.jpg",
+        "a/1.jpg",
+        "a/0/x.jpg",
+        "b/2.jpg",
+    ]
+
+
+def test_odd_names_survive_and_can_be_read_back(photos, tmp_path):
+    put(photos, *ODD_NAMES)
+    _, rows = listed(photos, tmp_path)
+    assert sorted(row["uri"] for row in rows) == sorted(f"{photos}/{name}" for name in ODD_NAMES)
+    assert {storage.read_version(row["uri"], row["etag"]) for row in rows} == {b"x"}
+
+
+def test_a_name_that_is_no_utf8_becomes_a_file_uri_that_can_be_read(photos, tmp_path):
+    put(photos, b"caf\xe9 100%.JPG", data=b"latin")
+    _, [row] = listed(photos, tmp_path)
+    assert row["uri"] == f"file://{photos}/caf%E9%20100%25.JPG"
+    assert storage.read_version(row["uri"], row["etag"]) == b"latin"
+
+
+def test_links_to_photos_are_photos_but_no_link_traps_or_stops_the_walk(photos, tmp_path):
+    put(photos, "real.jpg", "sub/b.jpg")
+    (photos / "link.jpg").symlink_to(photos / "real.jpg")
+    (photos / "dangling.jpg").symlink_to(photos / "gone.jpg")
+    (photos / "itself.jpg").symlink_to(photos / "itself.jpg")
+    (photos / "sub" / "up").symlink_to(photos)
+    os.mkfifo(photos / "pipe.jpg")  # to open it would wait for ever
+    _, rows = listed(photos, tmp_path)
+    assert [row["uri"].removeprefix(f"{photos}/") for row in rows] == ["link.jpg", "real.jpg", "sub/b.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any folder")
+def test_a_folder_that_may_not_be_read_stops_the_listing(photos, tmp_path):
+    put(photos, "a.jpg", "closed/b.jpg")
+    (photos / "closed").chmod(0)
+    try:
+        with pytest.raises(PermissionError):
+            listed(photos, tmp_path)
+    finally:
+        (photos / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("limit", "photos_listed", "complete"),
+    [(None, 3, True), (1, 1, False), (2, 2, False), (3, 3, True), (4, 3, True)],
+)
+def test_a_limit_makes_a_listing_incomplete_only_where_more_remained(
+    photos, tmp_path, limit, photos_listed, complete
+):
+    put(photos, "a.jpg", "b.jpg", "c.jpg", "z.xml")
+    found, rows = listed(photos, tmp_path, limit=limit)
+    assert (found.photos, len(rows), found.complete) == (photos_listed, photos_listed, complete)
+
+
+def test_a_shard_is_written_whenever_it_is_full(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "ROWS_PER_SHARD", 2)
+    put(photos, *(f"{n}.jpg" for n in range(5)))
+    found, rows = listed(photos, tmp_path)
+    assert [read_listing(shard).num_rows for shard in found.shards] == [2, 2, 1]
+    assert storage.list_files(str(tmp_path / "listing")) == list(found.shards)
+    assert len({row["uri"] for row in rows}) == 5
+
+
+def test_an_archive_of_nothing_but_other_files_is_listed_as_empty(photos, tmp_path):
+    put(photos, "a.txt")
+    found, rows = listed(photos, tmp_path)
+    assert (found.photos, rows, found.complete, found.skipped_by_suffix) == (0, [], True, {".txt": 1})
+    assert read_listing(found.shards[0]).schema == LISTING
+
+
+@pytest.mark.parametrize("source", ["empty", "gone", "memory://nothing/here"])
+def test_an_empty_source_is_an_error_that_names_it_and_writes_nothing(tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    source = source if "://" in source else str(tmp_path / source)
+    with pytest.raises(ValueError, match=source):
+        listed(source, tmp_path)
+    assert not (tmp_path / "listing").exists()
+
+
+def test_any_other_file_system_is_listed_and_read(tmp_path):
+    root = f"memory://{tmp_path}"
+    for name in ("a.jpg", "sub/b c.png", "notes.txt"):
+        storage.write_bytes(f"{root}/{name}", name.encode())
+    found, rows = listed(root, tmp_path)
+    read = {storage.read_version(row["uri"], row["etag"]) for row in rows}
+    assert read == {b"a.jpg", b"sub/b c.png"}
+    assert found.skipped_by_suffix == {".txt": 1}
+
+
+def manifest(path, rows, schema=LISTING):
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    return path
+
+
+def test_a_manifest_is_a_source(tmp_path):
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        {"uri": f"s3://photos/{n}.jpg", "etag": f"e{n}", "size_bytes": n, "modified_at": when}
+        for n in range(3)
+    ]
+    note = {**rows[0], "uri": "s3://photos/note.txt"}
+    found, read = listed(manifest(tmp_path / "manifest.parquet", [*rows, note]), tmp_path)
+    assert read == rows
+    assert found.skipped_by_suffix == {".txt": 1}
+
+
+def test_a_manifest_without_a_column_names_it(tmp_path):
+    path = manifest(tmp_path / "manifest.parquet", [{"uri": "a.jpg"}], pa.schema([("uri", pa.string())]))
+    with pytest.raises(ValueError, match=r"manifest\.parquet: column etag is missing"):
+        listed(path, tmp_path)
+
+
+def test_an_s3_prefix_is_listed_over_pages_without_folder_keys_and_siblings(s3, tmp_path, monkeypatch):
+    fs, _ = storage.filesystem("s3://photos")
+    asked = []
+
+    def in_small_pages(method, **arguments):
+        asked.append(method)
+        return type(fs).call_s3(fs, method, **arguments, MaxKeys=4)
+
+    names = {*(f"{n}.jpg" for n in range(8)), *(f"sub/{name}" for name in ODD_NAMES if "\\" not in name)}
+    # Some writers leave an empty key for a folder.
+    for key in [*names, "sub/", "notes.txt"]:
+        fs.call_s3("put_object", Bucket="photos", Key=f"listing/{key}", Body=b"x")
+    fs.pipe_file("photos/listing2/other.jpg", b"a prefix that begins alike")
+    monkeypatch.setattr(fs, "call_s3", in_small_pages)
+    found, rows = listed("s3://photos/listing", tmp_path)
+    assert asked == ["list_objects_v2"] * 4
+    assert {row["uri"].removeprefix("s3://photos/listing/") for row in rows} == names
+    assert len(rows) == found.photos == len(names)
+    assert found.skipped_by_suffix == {".txt": 1}
+    assert {row["size_bytes"] for row in rows} == {1}
+    assert datetime.now(UTC) - max(row["modified_at"] for row in rows) < timedelta(minutes=5)
+    for row in rows:
+        assert storage.read_version(row["uri"], row["etag"]) == b"x"
+
+
+def test_an_empty_s3_prefix_and_an_unknown_bucket_are_errors(s3, tmp_path):
+    with pytest.raises(ValueError, match="s3://photos/no/such"):
+        listed("s3://photos/no/such", tmp_path)
+    with pytest.raises(FileNotFoundError):
+        listed("s3://no-such-bucket/x", tmp_path)

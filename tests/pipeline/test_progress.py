@@ -1,0 +1,96 @@
+"""What people read on stderr while a job runs."""
+
+import pytest
+
+from pipeline import progress
+from pipeline.progress import Progress, duration
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def on_terminal(monkeypatch, is_terminal):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: is_terminal)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (-1, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3600, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (90_000, "25 h 0 min"),
+    ],
+)
+def test_durations_are_said_as_people_say_them(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_a_log_gets_a_line_each_ten_seconds_with_rate_and_time_left(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    counter = Progress("photos", 4_000)
+    clock.now += 9
+    counter.add(900)
+    assert capsys.readouterr().err == ""
+    clock.now += 1
+    counter.add(100, "5 MB/s")
+    counter.add(1)
+    assert capsys.readouterr().err == "photos: 1,000 of 4,000, 100.0/s, 30 s left, 5 MB/s\n"
+
+
+def test_a_terminal_gets_one_line_that_is_written_over(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, True)
+    counter = Progress("photos", 20)
+    for _ in range(2):
+        clock.now += 1
+        counter.add(10)
+    counter.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.endswith("\n")
+    assert [line.removesuffix("\033[K") for line in said.strip().split("\r")] == [
+        "photos: 10 of 20, 10.0/s, 1 s left",
+        "photos: 20 of 20, 10.0/s, 0 s left",
+        "photos: 20 of 20, 10.0/s, 0 s left",
+    ]
+
+
+def test_the_last_figures_are_said_even_when_the_job_was_quick(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    counter = Progress("photos", 3)
+    clock.now += 0.5
+    counter.add(3)
+    counter.close()
+    assert capsys.readouterr().err == "photos: 3 of 3, 6.0/s, 0 s left\n"
+
+
+def test_nothing_done_yet_has_no_time_left_and_an_unknown_total_neither(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    Progress("photos", 3).close()
+    unknown = Progress("files")
+    clock.now += 2
+    unknown.add(5)
+    unknown.close()
+    assert capsys.readouterr().err == "photos: 0 of 3, 0.0/s\nfiles: 5, 2.5/s\n"
+
+
+def test_nothing_goes_to_stdout(capsys):
+    counter = Progress("photos", 1)
+    counter.add(1)
+    counter.close()
+    assert capsys.readouterr().out == ""

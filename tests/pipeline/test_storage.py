@@ -1,0 +1,211 @@
+"""Storage on this machine's disk, in memory, and on a real S3 server."""
+
+import os
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from pipeline import storage
+from pipeline.fetch import classify
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("/photos/", "/photos"),
+        ("/photos/../other", "/other"),
+        ("file:///photos", "/photos"),
+        ("s3://bucket/prefix/", "s3://bucket/prefix"),
+        ("s3://bucket", "s3://bucket"),
+        ("/", "/"),
+    ],
+)
+def test_normalize(given, normal):
+    assert storage.normalize(given) == normal
+
+
+def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalize("photos") == str(tmp_path / "photos")
+    assert storage.normalize(Path("photos")) == str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "inside"),
+    [
+        ("/a", "/a", True),
+        ("/a/b", "/a", True),
+        ("/a", "/a/b", False),
+        ("/ab", "/a", False),  # a sibling whose name begins alike
+        ("/a/b", "/", True),
+        ("/a/../b", "/a", False),
+        ("s3://bucket/a/b", "s3://bucket/a/", True),
+        ("s3://bucket/ab", "s3://bucket/a", False),
+        ("s3://bucket2", "s3://bucket", False),
+        ("/bucket/a", "s3://bucket", False),
+        ("file:///a/b", "/a", True),
+    ],
+)
+def test_is_inside(inner, outer, inside):
+    assert storage.is_inside(inner, outer) is inside
+
+
+def test_a_link_into_a_folder_is_inside_it(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    assert storage.is_inside(f"{tmp_path}/link/out", f"{tmp_path}/photos")
+
+
+def test_an_unknown_protocol_is_refused_with_the_uri():
+    with pytest.raises(ValueError, match="nosuch://bucket/x"):
+        storage.filesystem("nosuch://bucket/x")
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request, tmp_path):
+    """A place of its own for a test, on each kind of storage."""
+    if request.param == "local":
+        return str(tmp_path)
+    if request.param == "memory":
+        return f"memory://{tmp_path}"
+    request.getfixturevalue("s3")
+    return f"s3://out/{tmp_path.name}"
+
+
+def test_what_is_written_is_there_and_read_back(root):
+    uri = storage.join(root, "deep/er", "a b ü%20#?.bin")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"two")
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b"two"
+    assert storage.list_files(root) == [uri]
+
+
+def test_files_are_listed_sorted_and_by_suffix(root):
+    for name in ("b.parquet", "a/c.parquet", "a/d.json"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    wanted = [storage.join(root, "a/c.parquet"), storage.join(root, "b.parquet")]
+    assert storage.list_files(root, ".parquet") == wanted
+    assert storage.list_files(storage.join(root, "none")) == []
+
+
+def test_a_missing_object_is_a_file_not_found(root):
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "none"))
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_a_local_write_that_fails_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch, step):
+    uri = str(tmp_path / "result.json")
+    storage.write_bytes(uri, b"old")
+
+    def half_then_full_disk(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:1])
+        raise OSError(28, "No space left on device")
+
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied")
+
+    if step == "write_bytes":
+        monkeypatch.setattr(Path, "write_bytes", half_then_full_disk)
+    else:
+        monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match=r"No space left|Permission denied"):
+        storage.write_bytes(uri, b"new")
+    assert os.listdir(tmp_path) == ["result.json"]
+    assert storage.read_bytes(uri) == b"old"
+
+
+def test_a_local_version_is_read_and_refused_once_changed(tmp_path):
+    photo = tmp_path / "100% a.jpg"
+    photo.write_bytes(b"one")
+    etag = storage.local_etag(photo.stat())
+    assert storage.read_version(str(photo), etag) == b"one"
+    os.utime(photo, ns=(0, photo.stat().st_mtime_ns + 1))  # of the same size, saved a moment later
+    with pytest.raises(storage.ChangedError, match=r"100% a\.jpg"):
+        storage.read_version(str(photo), etag)
+
+
+def test_a_version_elsewhere_is_read_and_refused_once_changed(tmp_path):
+    uri = f"memory://{tmp_path}/a.jpg"
+    storage.write_bytes(uri, b"one")
+    fs, path = storage.filesystem(uri)
+    etag = storage.info_etag(fs.info(path))
+    assert storage.read_version(uri, etag) == b"one"
+    storage.write_bytes(uri, b"other")
+    with pytest.raises(storage.ChangedError):
+        storage.read_version(uri, etag)
+
+
+def s3_object(name, data=b"photo"):
+    """Put an object; return its URI and etag."""
+    uri = f"s3://photos/storage/{name}"
+    storage.write_bytes(uri, data)
+    fs, path = storage.filesystem(uri)
+    return uri, storage.info_etag(fs.info(path))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a b+ü#?%20&'\".jpg", "twice//a.jpg", "a\nb.jpg"])
+def test_an_s3_version_is_read_whatever_its_key(s3, name):
+    uri, etag = s3_object(name, b"the bytes")
+    assert storage.read_version(uri, etag) == b"the bytes"
+
+
+def test_s3_itself_refuses_another_version(s3):
+    uri, etag = s3_object("changed.jpg", b"one")
+    s3_object("changed.jpg", b"two")
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its class is looked at below
+        storage.read_version(uri, etag)
+    assert classify(caught.value) == "changed"
+
+
+def test_an_s3_object_that_is_gone_is_missing(s3):
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.read_version("s3://photos/storage/gone.jpg", "0" * 32)
+    assert classify(caught.value) == "missing"
+
+
+def test_a_wrong_secret_is_denied(s3, monkeypatch):
+    uri, etag = s3_object("secret.jpg")
+    stranger = S3FileSystem(
+        key=s3.access_key, secret="wrong", endpoint_url=s3.endpoint_url, skip_instance_cache=True
+    )
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (stranger, uri.removeprefix("s3://")))
+    with pytest.raises(PermissionError) as caught:
+        storage.read_version(uri, etag)
+    assert classify(caught.value) == "denied"
+
+
+@pytest.fixture
+def no_aws(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_delta_options_are_for_s3_alone(no_aws):
+    no_aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    assert storage.delta_options("/out/table") == {}
+    assert storage.delta_options("memory://out/table") == {}
+
+
+def test_delta_options_come_from_the_environment_without_keys(no_aws):
+    no_aws.setenv("AWS_ACCESS_KEY_ID", "an id")
+    no_aws.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+    assert storage.delta_options("s3://out/table") == {"AWS_REGION": "us-east-1"}
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    no_aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    assert storage.delta_options("s3://out/table") == {
+        "AWS_REGION": "eu-west-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    no_aws.setenv("AWS_REGION", "eu-west-2")
+    no_aws.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")  # the more special one wins
+    assert storage.delta_options("s3://out/table") == {
+        "AWS_REGION": "eu-west-2",
+        "AWS_ENDPOINT_URL": "https://s3.example",
+    }

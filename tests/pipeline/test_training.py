@@ -1,0 +1,204 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from bdnet.bdnet import build
+from bdnet.encoder import load_state
+from bdnet.losses import IGNORED_KIND
+from bdnet.recipes import default, paper
+from pipeline.schema import PATCHES
+from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
+from pipeline.training import _crop_shard, initial_network, plan, validation_photos
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def patch(photo: str, kind: str, split: str = "train", left: int = 0) -> dict[str, object]:
+    rng = np.random.default_rng(len(photo) + left)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :40] = 255
+    return {
+        "photo": photo,
+        "kind": kind,
+        "split": split,
+        "cut": "blurdb1",
+        "left": left,
+        "top": 0,
+        "width": 64,
+        "height": 64,
+        "blurred_fraction": 40 / 64,
+        "image": png(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+        "mask": png(mask),
+    }
+
+
+def write_patches(folder: Path, rows: list[dict[str, object]]) -> str:
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=PATCHES), folder / "shard-00000.parquet")
+    (folder / "dataset.json").write_text('{"shards": ["shard-00000.parquet"]}')
+    return str(folder)
+
+
+def twenty_photos() -> list[dict[str, object]]:
+    rows = [patch(f"motion{i:02}", "motion") for i in range(5)]
+    return rows + [patch(f"defocus{i:02}", "defocus", left=j) for i in range(15) for j in range(2)]
+
+
+def test_validation_holds_out_whole_photos_and_the_same_share_of_each_kind(tmp_path: Path) -> None:
+    the_plan = plan(write_patches(tmp_path / "patches", twenty_photos()), paper(), folds=5, fold=0)
+    kinds = [name.rstrip("0123456789") for name in the_plan.validation]
+    assert kinds.count("motion") == 1
+    assert kinds.count("defocus") == 3
+    # Both patches of a held-out photo are gone: 4 motion and 12 · 2 defocus patches remain.
+    assert the_plan.patches == the_plan.crops_per_epoch == 4 + 24
+    assert the_plan.photos == 16
+
+
+def test_folds_are_disjoint_and_hold_out_every_photo_once() -> None:
+    kinds = {f"m{i}": "motion" for i in range(20)} | {f"d{i}": "defocus" for i in range(31)}
+    held_out = [validation_photos(kinds, 3, fold) for fold in range(3)]
+    assert sorted(sum(held_out, ())) == sorted(kinds)
+
+
+def test_a_photo_is_on_the_same_side_whatever_the_cut_holds_beside_it() -> None:
+    few = {f"m{i}": "motion" for i in range(10)}
+    more = few | {f"d{i}": "defocus" for i in range(10)}
+    assert set(validation_photos(few, 5, 0)) == {
+        name for name in validation_photos(more, 5, 0) if name in few
+    }
+
+
+def test_balancing_shows_the_rarer_kind_more_often(tmp_path: Path) -> None:
+    the_plan = plan(write_patches(tmp_path / "patches", twenty_photos()), default(), folds=5, fold=0)
+    assert the_plan.copies == {"motion": 6, "defocus": 1}
+    assert the_plan.crops_per_epoch == 4 * 6 + 24
+
+
+def test_photos_of_another_split_are_refused(tmp_path: Path) -> None:
+    rows = [*twenty_photos(), patch("leak", "motion", split="test")]
+    with pytest.raises(ValueError, match="holds photos of split test"):
+        plan(write_patches(tmp_path / "patches", rows), paper(), folds=5, fold=0)
+
+
+def test_an_unfinished_patch_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no complete patch dataset"):
+        plan(str(tmp_path), paper(), folds=5, fold=0)
+
+
+def crop_all(folder: str, held_out: frozenset[str], epoch: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    recipe = replace(paper(), augmentation=replace(paper().augmentation, crop=48))
+    item = {"epoch": np.array([epoch]), "shard": np.array([f"{folder}/shard-00000.parquet"])}
+    return list(_crop_shard(item, held_out, {"motion": 2, "defocus": 1}, recipe, seed))
+
+
+def test_crops_leave_out_what_validates_and_repeat_what_is_rare(tmp_path: Path) -> None:
+    folder = write_patches(
+        tmp_path / "patches", [patch("a", "motion"), patch("b", "defocus"), patch("c", "motion")]
+    )
+    made = crop_all(folder, frozenset({"c"}), epoch=0)
+    assert [batch["image"].shape for batch in made] == [(2, 48, 48, 3), (1, 48, 48, 3)]
+    assert [batch["kind"].tolist() for batch in made] == [[0, 0], [1]]
+    assert set(np.unique(made[0]["mask"])) == {0, 1}
+
+
+def test_crops_are_the_same_for_the_same_seed_and_epoch_only(tmp_path: Path) -> None:
+    folder = write_patches(tmp_path / "patches", [patch("a", "motion")])
+    images = [
+        crop_all(folder, frozenset(), epoch, seed)[0]["image"]
+        for epoch, seed in ((0, 0), (0, 0), (1, 0), (0, 1))
+    ]
+    assert (images[0] == images[1]).all()
+    assert not (images[0] == images[2]).all()
+    assert not (images[0] == images[3]).all()
+    assert not (images[0][0] == images[0][1]).all()  # the two copies of a motion patch differ
+
+
+def test_a_crop_with_hardly_any_blur_has_no_kind(tmp_path: Path) -> None:
+    sharp = {**patch("a", "motion"), "mask": png(np.zeros((64, 64), np.uint8))}
+    made = crop_all(write_patches(tmp_path / "patches", [sharp]), frozenset(), epoch=0)
+    assert made[0]["kind"].tolist() == [IGNORED_KIND, IGNORED_KIND]
+
+
+def loop_config(tmp_path: Path, **changes: object) -> LoopConfig:
+    values = {
+        "arch": "bdnet-resnet18",
+        "recipe": default(),
+        "start": "",
+        "pretrained": ("conv1.weight", "bn1.weight"),
+        "steps_per_epoch": 10,
+        "shards": (),
+        "validation": (),
+        "seed": 0,
+        "checkpoint": str(tmp_path / "checkpoint.pt"),
+        "progress": str(tmp_path / "progress.json"),
+        "fingerprint": "one",
+    }
+    return LoopConfig(**(values | changes))
+
+
+def test_pretrained_layers_learn_slower_and_norms_and_biases_do_not_decay(tmp_path: Path) -> None:
+    net = build("bdnet-resnet18")
+    groups = _optimizer(net, loop_config(tmp_path)).param_groups
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    recipe = default()
+    slow = recipe.learning_rate * recipe.pretrained_factor
+    assert rates[id(net.encoder.conv1.weight)] == (slow, recipe.weight_decay)
+    assert rates[id(net.encoder.bn1.weight)] == (slow, 0.0)
+    assert rates[id(net.kind.weight)] == (recipe.learning_rate, recipe.weight_decay)
+    assert rates[id(net.kind.bias)] == (recipe.learning_rate, 0.0)
+    assert len(rates) == sum(1 for _ in net.parameters())
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_zero(tmp_path: Path) -> None:
+    config = loop_config(tmp_path, recipe=replace(default(), epochs=10))
+    optimizer = _optimizer(build("bdnet-resnet18"), config)
+    schedule = _schedule(optimizer, config)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[-1]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(default().learning_rate)
+    assert rates.index(max(rates)) in range(8, 12)
+    assert rates[-1] < 0.01 * default().learning_rate
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    config = loop_config(tmp_path)
+    assert read_checkpoint(config) is None
+    torch.save({"fingerprint": "another"}, config.checkpoint)
+    with pytest.raises(ValueError, match="choose another --out"):
+        read_checkpoint(config)
+
+
+def test_initial_weights_come_from_a_file_and_what_it_lacks_is_told(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    donor = build("bdnet-resnet18").encoder
+    state = {key: value for key, value in donor.state_dict().items() if not key.startswith("layer4")}
+    safetensors.torch.save_file(state, tmp_path / "resnet18.safetensors")
+    net, report = initial_network("bdnet-resnet18", str(tmp_path / "resnet18.safetensors"))
+    assert torch.equal(net.encoder.conv1.weight, donor.conv1.weight)
+    assert str(report).endswith("from scratch: layer4")
+    with pytest.raises(ValueError, match="no weights at"):
+        initial_network("bdnet-resnet18", str(tmp_path / "absent.safetensors"))
+    with pytest.raises(ValueError, match=r"\.safetensors"):
+        initial_network("bdnet-resnet18", str(tmp_path / "weights.pth"))
+
+
+def test_a_network_initialised_from_itself_reports_nothing_missing() -> None:
+    encoder = build("bdnet-resnet18").encoder
+    report = load_state(encoder, encoder.state_dict(), "itself")
+    assert report.not_in_source == ()
+    assert report.not_used == ()
