@@ -9,7 +9,7 @@ import tyro
 
 from pipeline import storage
 from pipeline.layout import AuditLayout
-from pipeline.report import View, current_view
+from pipeline.view import View, current_view
 
 MAX_ROWS = 40
 MAX_NAME = 48

@@ -1,4 +1,4 @@
-"""The audit: list, subtract, read, decode, detect, stage and commit, report. One page that reads as it runs."""
+"""The audit: list, subtract, read, decode, detect, stage and commit, report; it reads as it runs."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -136,7 +137,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
 
 
 def dry_run(settings: AuditSettings, scratch: str) -> dict[str, Any]:
-    """List and subtract only; the listing goes to the folder ``scratch`` and nothing is written to ``out``."""
+    """List and subtract only; the listing goes to the folder ``scratch``, nothing is written to ``out``."""
     card = check(settings)
     digest = audit_digest(card.digest, settings.working_size or card.working_size)
     listing = write_listing(settings.source, scratch, settings.limit)
@@ -178,12 +179,10 @@ def _audit_window(
     progress: Progress,
 ) -> None:
     """Run the steps on the cluster for a bounded number of photos and commit what they stage."""
-    gpu = {"num_gpus": shares.detector_gpus} if shares.detector_gpus else {}
     files = (
         ray.data.from_arrow(list(photos))
         .map_batches(
-            read_and_decode,
-            fn_args=(working_size,),
+            partial(read_and_decode, working_size=working_size),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=shares.decode_cpus,
@@ -195,11 +194,15 @@ def _audit_window(
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=shares.detectors),
             num_cpus=shares.detector_cpus,
-            **gpu,
+            num_gpus=shares.detector_gpus or None,
         )
         .map_batches(
-            stage_rows,
-            fn_args=(settings.out, provenance, settings.masks == "shards"),
+            partial(
+                stage_rows,
+                out=settings.out,
+                provenance=provenance,
+                mask_shards=settings.masks == "shards",
+            ),
             batch_size=PHOTOS_PER_FILE,
             batch_format="pyarrow",
             num_cpus=shares.stage_cpus,

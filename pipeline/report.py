@@ -1,13 +1,11 @@
 """The audit's report: one self-contained HTML file that people look at each morning.
 
-Current view = latest complete listing ⋈ audit table. Only narrow columns are read for the whole archive;
-masks and pixels are read for the photos of the galleries alone.
+Masks and pixels are read for the photos of the galleries alone.
 """
 
 import base64
 import functools
 import io
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +16,7 @@ import altair as alt
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import vl_convert
-from deltalake import DeltaTable, QueryBuilder
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -29,21 +25,16 @@ from scipy import ndimage
 from bdnet import photo
 from pipeline import storage
 from pipeline.layout import AuditLayout
-from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, LISTING, RETRYABLE_STATUSES
+from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
+from pipeline.view import NOT_AUDITED, Run, View, current_view, moment, query, quoted
 
 GALLERY_SIZE = 24
 THUMBNAIL_SIZE = 320
 MAX_PROBLEMS = 500
-NOT_AUDITED = "not_audited"
 VERDICTS = ("sharp", "partly_blurred", "blurred")
 FOCUSES = ("all_sharp", "shallow_depth", "suspected_miss", "no_sharp_region")
 STATUSES = (*FINAL_STATUSES, *RETRYABLE_STATUSES, NOT_AUDITED)
 
-# What the whole archive is read for; a mask is a thousand times wider.
-NARROW = (
-    *("uri", "etag", "status", "error", "blurred_fraction", "subject_blurred_fraction"),
-    *("blur_kind", "verdict", "focus"),
-)
 # What one card of a gallery is read for.
 WIDE = (
     *("uri", "etag", "size_bytes", "format", "width", "height", "captured_at", "camera", "lens", "iso"),
@@ -54,33 +45,6 @@ WIDE = (
 # Magenta is rare in photographs and keeps its contrast on dark and bright ones.
 MASK_COLOUR = np.array([236, 0, 140], np.float32)
 MASK_OPACITY = 0.35
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run wrote about itself in settings.json."""
-
-    run_id: str
-    started_at: str
-    source: str
-    audit_digest: str
-    model_digest: str
-    model: str
-    working_size: int
-    listing_complete: bool
-    skipped_by_suffix: dict[str, int]
-
-
-@dataclass(frozen=True)
-class View:
-    """The photos of one run's listing with what is known of them now.
-
-    ``photos`` has one row per photo version: the columns of NARROW and ``size_bytes``. The status of a photo
-    without a row is that of its latest retryable failure, or ``not_audited``.
-    """
-
-    run: Run
-    photos: pa.Table
 
 
 @dataclass(frozen=True)
@@ -144,47 +108,6 @@ def build_report(audit_uri: str, destination: str, gallery_size: int = GALLERY_S
     return summary
 
 
-def current_view(layout: AuditLayout) -> View:
-    """Join the latest complete listing (or, without one, the latest) with the audit table.
-
-    Raises:
-        ValueError: there is no run under the layout, or settings.json lacks something.
-    """
-    run = latest_run(layout)
-    listing = _read_listing(layout.run(run.run_id).listing)
-    rows = _query(
-        layout.table,
-        f"SELECT {', '.join(NARROW)} FROM delta WHERE audit_digest = {_quoted(run.audit_digest)}",
-        pa.schema([AUDIT_TABLE.field(name) for name in NARROW]),
-    )
-    failures = _query(
-        layout.failures,
-        "SELECT uri, etag, status AS failure, error AS failure_error FROM (SELECT *, row_number() OVER"
-        " (PARTITION BY uri, etag ORDER BY failed_at DESC) AS age FROM delta) WHERE age = 1",
-        pa.schema([(name, pa.string()) for name in ("uri", "etag", "failure", "failure_error")]),
-    )
-    joined = listing.join(rows, ["uri", "etag"]).join(failures, ["uri", "etag"])
-    error = pc.if_else(pc.is_null(joined["status"]), joined["failure_error"], joined["error"])
-    status = pc.coalesce(joined["status"], joined["failure"], pa.scalar(NOT_AUDITED))
-    joined = joined.drop_columns(["status", "error", "failure", "failure_error"])
-    return View(run, joined.append_column("status", status).append_column("error", error))
-
-
-def latest_run(layout: AuditLayout) -> Run:
-    """The run with the latest complete listing; where there is none, the latest run.
-
-    Raises:
-        ValueError: there is no run, or settings.json is not what an audit writes.
-    """
-    found = storage.list_files(layout.runs, "/settings.json")
-    if not found:
-        raise ValueError(
-            f"no audit at {layout.out}: it has no runs/*/settings.json. Give the --out of an audit."
-        )
-    runs = [_read_run(uri) for uri in found]
-    return max(runs, key=lambda run: (run.listing_complete, _moment(run.started_at), run.run_id))
-
-
 def galleries(layout: AuditLayout, view: View, size: int) -> list[Gallery]:
     """The most blurred photos, the suspected misses that are not among them, and a few sharp ones."""
     photos = view.photos
@@ -241,7 +164,7 @@ def render(view: View, summary: ReportSummary, shown: list[Gallery]) -> str:
         run=view.run,
         summary=summary,
         written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        started_at=f"{_moment(view.run.started_at).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        started_at=f"{moment(view.run.started_at).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         retryable=RETRYABLE_STATUSES,
         verdicts=VERDICTS,
         focuses=FOCUSES,
@@ -253,52 +176,6 @@ def render(view: View, summary: ReportSummary, shown: list[Gallery]) -> str:
         more_problems=problems.num_rows - listed.num_rows,
         skipped=sorted(view.run.skipped_by_suffix.items(), key=lambda item: (-item[1], item[0])),
     )
-
-
-def _read_run(uri: str) -> Run:
-    try:
-        settings = json.loads(storage.read_bytes(uri))
-        run = Run(**{name: settings[name] for name in Run.__dataclass_fields__})
-        _moment(run.started_at)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{uri} is not the settings of an audit run ({error!r}); remove that run."
-        ) from error
-    return run
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _read_listing(uri: str) -> pa.Table:
-    files = storage.list_files(uri, ".parquet")
-    columns = ["uri", "etag", "size_bytes"]
-    if not files:
-        return LISTING.empty_table().select(columns)
-    fs, _ = storage.filesystem(uri)
-    paths = [storage.filesystem(file)[1] for file in files]
-    return ds.dataset(paths, schema=LISTING, filesystem=fs, format="parquet").to_table(columns=columns)
-
-
-def _query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
-    """Run ``sql`` on the Delta table at ``uri``, named ``delta``; no rows where no table was begun."""
-    # A crash before the first commit leaves staged files without a log.
-    if not storage.exists(storage.join(uri, "_delta_log")):
-        return schema.empty_table()
-    # Filters are pushed into the Parquet scan, so that wide columns are read for matching rows only.
-    builder = QueryBuilder({"datafusion.execution.parquet.pushdown_filters": "true"})
-    try:
-        table = DeltaTable(uri, storage_options=storage.delta_options(uri))
-        found = pa.table(builder.register("delta", table).execute(sql).read_all())
-    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {uri}: {error}") from error
-    return found.cast(schema)  # The engine answers with string views, which joins don't take.
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _counts(column: pa.ChunkedArray, words: Sequence[str]) -> dict[str, int]:
@@ -321,10 +198,10 @@ def _keys(photos: pa.Table) -> list[tuple[str, str]]:
 def _cards(layout: AuditLayout, run: Run, keys: list[tuple[str, str]]) -> dict[tuple[str, str], Card]:
     if not keys:
         return {}
-    rows = _query(
+    rows = query(
         layout.table,
-        f"SELECT {', '.join(WIDE)} FROM delta WHERE audit_digest = {_quoted(run.audit_digest)}"
-        f" AND uri IN ({', '.join(_quoted(uri) for uri, _ in keys)})",
+        f"SELECT {', '.join(WIDE)} FROM delta WHERE audit_digest = {quoted(run.audit_digest)}"
+        f" AND uri IN ({', '.join(quoted(uri) for uri, _ in keys)})",
         pa.schema([AUDIT_TABLE.field(name) for name in WIDE]),
     ).to_pylist()
     wanted = [row for row in rows if (row["uri"], row["etag"]) in set(keys)]

@@ -80,7 +80,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
 
     net = build(config.arch)
     net.load_state_dict(safetensors.torch.load(storage.read_bytes(config.start)))
-    net.to(device, memory_format=torch.channels_last)
+    net.to(device).to(memory_format=torch.channels_last)
     averaged = (
         AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         if recipe.ema
@@ -212,8 +212,8 @@ def _train_epoch(
 
 def _validate(
     net: nn.Module, config: LoopConfig, rank: int, world: int, device: torch.device
-) -> dict[str, float]:
-    """Scores on the photos held out, each scored by exactly one worker: one confusion matrix over all pixels."""
+) -> dict[str, float | None]:
+    """Scores on the photos held out, each by exactly one worker: one confusion matrix over all pixels."""
     model = Model(copy.deepcopy(net), Card(arch=config.arch, digest=""), device)
     mine = set(config.validation[rank::world])
     matrix = np.zeros((2, 2), np.int64)

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -120,8 +121,13 @@ def crops(the_plan: Plan, recipe: Recipe, seed: int, epochs: range, cpus: float)
         order = np.random.default_rng([seed, epoch]).permutation(len(shards))
         items += [{"epoch": epoch, "shard": shards[index]} for index in order]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _crop_shard,
-        fn_args=(frozenset(the_plan.validation), the_plan.copies, recipe, seed),
+        partial(
+            _crop_shard,
+            held_out=frozenset(the_plan.validation),
+            copies=the_plan.copies,
+            recipe=recipe,
+            seed=seed,
+        ),
         batch_size=1,
         num_cpus=cpus,
     )

@@ -97,40 +97,30 @@ def ray_cluster(cpus: int, *, dashboard: bool = False) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     gcs, client, web, agent = free_ports(4)
     command = [
-        *(str(RAY), "start", "--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder}"),
-        *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"),
+        *(str(RAY), "start", "--head", f"--num-cpus={cpus}", f"--temp-dir={folder}", f"--port={gcs}"),
+        *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
         *(f"--include-dashboard={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}"),
-        *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"),
-        "--disable-usage-stats",
+        *("--object-store-memory=200000000", "--disable-usage-stats"),
     ]
+    cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{web}")
     log = folder / "start.log"
     with log.open("wb") as log_file:
-        process = subprocess.Popen(
+        # All that it starts stays in its process group; workers end when the node does.
+        starter = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
         )
-    cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{web}")
     try:
-        _wait_until_ready(process, folder, cluster, dashboard, log)
+        if starter.wait(READY_WITHIN_S):
+            raise RuntimeError(f"Ray did not start:\n{log.read_text(errors='replace')[-4000:]}")
+        deadline = time.monotonic() + READY_WITHIN_S
+        while dashboard and not _answers(cluster.dashboard):
+            assert time.monotonic() < deadline, f"no dashboard at {cluster.dashboard}"
+            time.sleep(0.2)
         yield cluster
     finally:
-        # All that it started is in its group; an orderly end takes seconds and keeps nothing.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):  # where nothing had started
+            os.killpg(starter.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], folder: Path, cluster: Cluster, dashboard: bool, log: Path
-) -> None:
-    deadline = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < deadline and process.poll() is None:
-        # `ray start` writes this file when the node runs.
-        if (folder / "ray_current_cluster").exists() and (not dashboard or _answers(cluster.dashboard)):
-            return
-        time.sleep(0.2)
-    raise RuntimeError(
-        f"Ray did not start (code {process.poll()}):\n{log.read_text(errors='replace')[-4000:]}"
-    )
 
 
 def _answers(url: str) -> bool:

@@ -21,9 +21,9 @@ from PIL import Image
 
 from jobs.audit import main
 from pipeline.layout import AuditLayout
-from pipeline.report import current_view
 from pipeline.schema import LISTING, MEASUREMENTS
 from pipeline.storage import local_etag
+from pipeline.view import current_view
 from tests.e2e.harness import SMALL, Cluster, Ran, audit, rows, table_rows
 
 pytestmark = pytest.mark.e2e

@@ -11,8 +11,8 @@ from deltalake import write_deltalake
 
 from infra.demo_summary import main
 from pipeline.layout import AuditLayout
-from pipeline.report import Run
 from pipeline.schema import AUDIT_TABLE, LISTING
+from pipeline.view import Run
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 MEASURED = {

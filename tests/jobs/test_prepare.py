@@ -5,7 +5,6 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from jobs.prepare import main
@@ -41,8 +40,20 @@ def failed(capsys, *arguments):
     return line
 
 
+@pytest.fixture(scope="module")
+def one_ray():
+    """One local Ray for all jobs of this file, started as a job starts it."""
+    with cluster.connect() as shares:
+        yield shares
+
+
+@pytest.fixture
+def on_ray(one_ray, monkeypatch):
+    monkeypatch.setattr(cluster, "connect", lambda: nullcontext(one_ray))
+
+
 @pytest.mark.e2e
-def test_the_same_seed_gives_the_same_bytes_and_a_full_folder_is_refused(dataset, tmp_path, capsys):
+def test_the_same_seed_gives_the_same_bytes(dataset, tmp_path, capsys, on_ray):
     outs = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
     for out, seed in zip(outs, ("7", "7", "8"), strict=True):
         assert main([str(dataset), "--cut", "blurdb1", "--out", str(out), "--seed", seed]) == 0
@@ -57,9 +68,16 @@ def test_the_same_seed_gives_the_same_bytes_and_a_full_folder_is_refused(dataset
     assert table.schema == patches.PATCHES
     assert sorted(set(table["photo"].to_pylist())) == ["a", "b", "c"]
 
-    assert "already holds a patch dataset" in failed(capsys, dataset, "--cut", "photos", "--out", outs[0])
-    assert files(outs[0]) == one
-    assert not ray.is_initialized()
+
+@pytest.mark.e2e
+def test_a_task_that_fails_on_the_cluster_gives_its_own_words_in_one_line(dataset, tmp_path, capfd, on_ray):
+    (tmp_path / "file").touch()
+    assert main([str(dataset), "--cut", "photos", "--out", f"{tmp_path}/file/out"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert "UDF failed" not in err
+    assert err.splitlines()[-1].startswith("error: [Errno 20] Not a directory")
 
 
 def wrong_mask(folder):
@@ -99,3 +117,13 @@ def test_a_split_that_no_photo_has_is_refused(dataset, tmp_path, capsys, without
     line = failed(capsys, dataset, "--cut", "photos", "--out", tmp_path / "out", "--split", "validation")
     assert "validation" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_a_patch_dataset_already_is_refused_and_kept(
+    dataset, tmp_path, capsys, without_ray
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset.json").write_text("{}")
+    assert "already holds a patch dataset" in failed(capsys, dataset, "--cut", "photos", "--out", out)
+    assert files(out) == {"dataset.json": b"{}"}

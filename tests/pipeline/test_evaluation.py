@@ -10,7 +10,7 @@ import torch
 import bdnet.bdnet
 import bdnet.model
 from bdnet import metrics
-from pipeline import dataset, evaluation
+from pipeline import dataset, evaluation, scoring
 from pipeline.schema import PATCHES
 from tests.pipeline.test_dataset import HALF, encoded, refused, write_dataset
 
@@ -59,11 +59,11 @@ def item(soft_map=HALF, mask=HALF):
         "mask": encoded(mask),
         "where": "a.png",
     }
-    return pa.Table.from_pylist([row], evaluation.ITEM)
+    return pa.Table.from_pylist([row], scoring.ITEM)
 
 
 def scored(soft_map, mask=HALF, threshold="0.5"):
-    return evaluation.score_items(item(soft_map, mask), evaluation.given_map, threshold).to_pylist()[0]
+    return scoring.score_items(item(soft_map, mask), scoring.given_map, threshold).to_pylist()[0]
 
 
 # One item
@@ -75,7 +75,7 @@ def test_grey_127_of_a_map_is_sharp_and_128_is_blurred():
 
 
 def test_a_probability_of_one_half_is_blurred():
-    matrix, mae = evaluation.score(np.full(TRUTH.shape, 0.5, np.float32), TRUTH, "0.5")
+    matrix, mae = scoring.score(np.full(TRUTH.shape, 0.5, np.float32), TRUTH, "0.5")
     assert matrix.tolist() == [[0, 6], [0, 6]]
     assert mae == 0.5
 
@@ -185,7 +185,7 @@ def test_patches_of_one_split_are_read_with_their_bytes(tmp_path):
         tmp_path / "p", [("a", "motion", "test"), ("b", "motion", "train"), ("c", "defocus", "test")]
     )
     tasks = evaluation.find_inputs(source, "test", None).tasks
-    (table,) = evaluation.read_patches(pa.Table.from_pylist(tasks))
+    (table,) = scoring.read_patches(pa.Table.from_pylist(tasks))
     assert table["name"].to_pylist() == ["a", "c"]
     assert dataset.parse_mask(table["mask"][1].as_py(), "mask").tolist() == HALF.tolist()
 
@@ -217,20 +217,20 @@ def test_the_detector_scores_the_models_probability_at_mask_size(tmp_path):
     photo = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     mask = np.zeros((96, 128), np.uint8)  # twice the photo: probabilities are resized to it
     row = {"name": "a", "kind": "motion", "image": encoded(photo), "mask": encoded(mask), "where": "a.png"}
-    detector = evaluation.Detector(model, "0.5", threads=1)
-    (scored,) = detector(pa.Table.from_pylist([row], evaluation.ITEM)).to_pylist()
+    detector = scoring.Detector(model, "0.5", threads=1)
+    (scored,) = detector(pa.Table.from_pylist([row], scoring.ITEM)).to_pylist()
     assert scored["error"] is None
     assert scored["tn"] + scored["fp"] == mask.size
     assert scored["mae"] == pytest.approx(float(bdnet.load(model).probability(photo).mean()), abs=0.01)
-    (broken,) = detector(pa.Table.from_pylist([row | {"image": b"text"}], evaluation.ITEM)).to_pylist()
+    (broken,) = detector(pa.Table.from_pylist([row | {"image": b"text"}], scoring.ITEM)).to_pylist()
     assert "a.png" in broken["error"]
 
 
 def test_a_model_reads_the_photos_of_a_dataset_and_no_maps(folder):
     inputs = evaluation.find_inputs(str(folder / "data"), "test", None)
-    items = evaluation.read_photos(pa.Table.from_pylist(inputs.tasks))
+    items = scoring.read_photos(pa.Table.from_pylist(inputs.tasks))
     assert items["soft_map"].null_count == inputs.items == 2
-    detector = evaluation.Detector(write_model(folder / "model"), "otsu", threads=1)
+    detector = scoring.Detector(write_model(folder / "model"), "otsu", threads=1)
     rows = detector(items).to_pylist()
     assert [(row["name"], row["kind"], row["error"]) for row in rows] == [
         ("b", "motion", None),
@@ -261,8 +261,8 @@ def test_published_maps_score_what_other_code_found(maps, threshold):
         {"name": p.name, "kind": p.kind, "image_uri": None, "map_uri": uris[p.name], "mask_uri": p.mask_uri}
         for p in photos
     ]
-    items = evaluation.read_photos(pa.Table.from_pylist(tasks))
-    table = evaluation.score_items(items, evaluation.given_map, threshold)
+    items = scoring.read_photos(pa.Table.from_pylist(tasks))
+    table = scoring.score_items(items, scoring.given_map, threshold)
     result = evaluation.summarize(evaluation.photo_table(table.to_pylist()))
     assert tuple(round(result[name], 3) for name in COLUMNS) == PUBLISHED[maps, threshold]
     assert (result["by_kind"]["motion"]["photos"], result["by_kind"]["defocus"]["photos"]) == (48, 52)

@@ -15,9 +15,10 @@ from PIL import Image
 
 from jobs.report import main
 from pipeline.layout import AuditLayout
-from pipeline.report import MAX_PROBLEMS, current_view, overlay
+from pipeline.report import MAX_PROBLEMS, overlay
 from pipeline.report import build_report as build
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING
+from pipeline.view import current_view
 
 NOW = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
 

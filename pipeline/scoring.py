@@ -1,0 +1,146 @@
+"""Score soft maps against masks, on an evaluation's tasks and actors: ITEM rows in, SCORED rows out."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+import bdnet
+from bdnet import metrics
+from bdnet.photo import decode
+from pipeline import dataset, storage
+
+Threshold = Literal["0.5", "otsu"]
+
+READ_ROWS = 16
+PATCH_COLUMNS = ("photo", "kind", "split", "image", "mask")
+
+# What a detector needs of one item; ``image`` or ``soft_map`` is null, whichever isn't scored.
+ITEM = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("image", pa.binary()),
+        pa.field("soft_map", pa.binary()),
+        pa.field("mask", pa.binary(), nullable=False),
+        pa.field("where", pa.string(), nullable=False),
+    ]
+)
+
+# The pixels of one item by truth and prediction; blurred is positive. ``error`` in place of a score.
+SCORED = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("tn", pa.int64()),
+        pa.field("fp", pa.int64()),
+        pa.field("fn", pa.int64()),
+        pa.field("tp", pa.int64()),
+        pa.field("mae", pa.float64()),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+def read_photos(tasks: pa.Table) -> pa.Table:
+    """Fetch the files of DATASET tasks: one ITEM row each."""
+
+    def fetch(task: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "name": task["name"],
+            "kind": task["kind"],
+            "image": dataset.read_file(task["image_uri"]) if task["image_uri"] else None,
+            "soft_map": dataset.read_file(task["map_uri"]) if task["map_uri"] else None,
+            "mask": dataset.read_file(task["mask_uri"]),
+            "where": task["map_uri"] or task["image_uri"],
+        }
+
+    with ThreadPoolExecutor(dataset.READ_THREADS) as pool:
+        return pa.Table.from_pylist(list(pool.map(fetch, tasks.to_pylist())), ITEM)
+
+
+def read_patches(tasks: pa.Table) -> Iterator[pa.Table]:
+    """Read the rows of one split from PATCHES shards, a few at a time: one ITEM row each."""
+    for task in tasks.to_pylist():
+        fs, path = storage.filesystem(task["shard"])
+        with fs.open(path) as file:
+            batches = pq.ParquetFile(file).iter_batches(READ_ROWS, columns=list(PATCH_COLUMNS))
+            for batch in batches:
+                rows = pa.Table.from_batches([batch]).filter(pc.equal(pc.field("split"), task["split"]))
+                where = [f"{task['shard']} patch of {name}" for name in rows["photo"].to_pylist()]
+                no_map = pa.nulls(len(rows), pa.binary())
+                yield pa.Table.from_arrays(
+                    [
+                        rows["photo"],
+                        rows["kind"],
+                        rows["image"],
+                        no_map,
+                        rows["mask"],
+                        pa.array(where, pa.string()),
+                    ],
+                    schema=ITEM,
+                )
+
+
+class Detector:
+    """Scores the network on ITEM rows; an actor, so that the network is loaded once."""
+
+    def __init__(self, model: str, threshold: Threshold, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = bdnet.load(model)
+        self.threshold = threshold
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        """One SCORED row per ITEM row."""
+        return score_items(items, self._soft_map, self.threshold)
+
+    def _soft_map(self, item: dict[str, Any]) -> np.ndarray:
+        photo = decode(item["image"], self.model.card.working_size)
+        if photo.pixels is None:
+            raise ValueError(f"{item['where']}: {photo.status}: {photo.error}; replace the photo.")
+        return self.model.probability(photo.pixels)
+
+
+def given_map(item: dict[str, Any]) -> np.ndarray:
+    """The soft map that another method wrote: float32 H×W in 0..1."""
+    return dataset.parse_grey(item["soft_map"], item["where"]).astype(np.float32) / 255
+
+
+def score_items(
+    items: pa.Table, soft_map: Callable[[dict[str, Any]], np.ndarray], threshold: Threshold
+) -> pa.Table:
+    """One SCORED row per ITEM row; a fault of the data is a row with ``error``, for the driver to raise."""
+    rows = []
+    for item in items.to_pylist():
+        row: dict[str, Any] = {"name": item["name"], "kind": item["kind"]}
+        try:
+            truth = dataset.parse_mask(item["mask"], f"mask of {item['where']}") > 0
+            matrix, mae = score(soft_map(item), truth, threshold)
+            row |= dict(zip(("tn", "fp", "fn", "tp"), matrix.ravel().tolist(), strict=True)) | {"mae": mae}
+        except ValueError as error:
+            row["error"] = " ".join(str(error).split())
+        rows.append(row)
+    return pa.Table.from_pylist(rows, SCORED)
+
+
+def score(soft: np.ndarray, truth: np.ndarray, threshold: Threshold) -> tuple[np.ndarray, float]:
+    """Compare a soft map float32 (any size, 0..1, high = blurred) with a mask bool H×W.
+
+    The map is resized to the mask, then thresholded: at 0.5, or at its own Otsu threshold over 256 levels.
+    Returns the confusion matrix int64 [2, 2] and the mean absolute error of the soft map.
+    """
+    if soft.shape != truth.shape:
+        size = (truth.shape[1], truth.shape[0])
+        soft = np.asarray(Image.fromarray(soft).resize(size, Image.Resampling.BILINEAR))
+    if threshold == "otsu":
+        levels = np.rint(soft * 255).astype(np.uint8)
+        blurred = levels > metrics.otsu(levels)
+    else:
+        blurred = soft >= 0.5
+    return metrics.confusion(blurred, truth), float(np.abs(soft - truth).mean(dtype=np.float64))
