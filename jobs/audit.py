@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bdnet.model import DEFAULT_MODEL
-from jobs.command import run
+from jobs.command import UsageError, run
 from pipeline import storage
 from pipeline.audit import AuditSettings, audit, dry_run, new_run_id
 from pipeline.layout import AuditLayout
@@ -43,6 +43,10 @@ class Settings:
 
 def work(settings: Settings) -> dict[str, Any]:
     """Audit, or count what an audit would do."""
+    for name in ("working_size", "limit", "workers"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     audited = AuditSettings(
         source=storage.normalize(settings.source),
         out=storage.normalize(settings.out),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bdnet.recipes import RECIPES
-from jobs.command import run
+from jobs.command import UsageError, run
 from pipeline import cluster, storage
 from pipeline.training import TrainingSettings, train
 
@@ -48,9 +48,9 @@ def work(settings: Settings) -> dict[str, Any]:
     if settings.epochs is not None:
         recipe = replace(recipe, epochs=settings.epochs)
     if settings.workers < 1 or recipe.epochs < 1:
-        raise ValueError("--workers and --epochs must be at least 1")
+        raise UsageError("--workers and --epochs must be at least 1")
     if settings.folds is not None and settings.folds < 2:
-        raise ValueError("--folds must be at least 2")
+        raise UsageError("--folds must be at least 2")
     out = storage.normalize(settings.out)
     one = TrainingSettings(
         patches=storage.normalize(settings.patches),

@@ -64,15 +64,11 @@ def check(settings: AuditSettings) -> Card:
     """Refuse what can't work before anything is written.
 
     Raises:
-        ValueError: source and output lie in each other, a number is out of range, or there is no such model.
+        ValueError: source and output lie in each other, or there is no such model.
     """
     source, out = settings.source, settings.out
     if storage.is_inside(out, source) or storage.is_inside(source, out):
         raise ValueError(f"--out {out} and the source {source} lie in each other; choose another --out")
-    for name in ("working_size", "limit", "workers"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     return read_card(settings.model)
 
 

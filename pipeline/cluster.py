@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
@@ -63,24 +64,31 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
     With ``RAY_ADDRESS`` set (as ``ray job submit`` does) the job joins that cluster and leaves it running.
     Otherwise a local Ray starts with as many logical CPUs as the machine has cores, but at least four, and
     stops with the job. ``RAY_AUTH_MODE`` is left as the user set it; a local Ray listens on loopback.
+
+    Raises:
+        OSError: Ray can't be joined or started.
     """
     quiet_ray_data()
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            num_cpus=max(4, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    _init(os.environ.get("RAY_ADDRESS"))
     try:
         total = ray.cluster_resources()
         yield shares(total.get("CPU", 1.0), total.get("GPU", 0.0), workers)
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+            return
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Without "local" Ray joins whatever `ray start` left on this machine, and refuses num_cpus then.
+        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    except Exception as error:  # Ray raises bare Exception when a node doesn't come up in time.
+        where = f"the Ray cluster at {address} can't be joined" if address else "a local Ray did not start"
+        raise OSError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def quiet_ray_data() -> None:

@@ -43,7 +43,11 @@ def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
 
 
 def known_keys(table_uri: str, audit_digest: str) -> pa.Table:
-    """(uri, etag) of every row of the audit table with this digest; empty where there is no table."""
+    """(uri, etag) of every row of the audit table with this digest; empty where there is no table.
+
+    Raises:
+        OSError: the table has lost a file or can't be read.
+    """
     keys = pa.schema([("uri", pa.string()), ("etag", pa.string())])
     try:
         table = DeltaTable(table_uri, storage_options=storage.delta_options(table_uri))
@@ -51,7 +55,11 @@ def known_keys(table_uri: str, audit_digest: str) -> pa.Table:
         return keys.empty_table()
     assert audit_digest.isalnum()
     sql = f"SELECT uri, etag FROM audited WHERE audit_digest = '{audit_digest}'"
-    return pa.table(QueryBuilder().register("audited", table).execute(sql)).cast(keys)
+    try:
+        found = pa.table(QueryBuilder().register("audited", table).execute(sql))
+    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
+        raise OSError(f"cannot read the table {table_uri}: {error}") from error
+    return found.cast(keys)
 
 
 def subtract(shards: Sequence[str], known: pa.Table) -> Iterator[pa.Table]:

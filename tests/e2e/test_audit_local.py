@@ -48,6 +48,9 @@ def audited(sample_archive: Path, model: Path, tmp_path_factory: pytest.TempPath
     # A short path: Ray puts sockets there.
     ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
     photos = sample_archive / "photos"
+    # What `ray start` leaves for others to find: a run that was not told of a cluster starts its own.
+    (ray_folder / "ray").mkdir()
+    (ray_folder / "ray/ray_current_cluster").write_text("127.0.0.1:1")
     ran = audit(photos, "--out", out, "--model", model, *SMALL, environment={"RAY_TMPDIR": str(ray_folder)})
     found = table_rows(out)
     by_name = {str(Path(row["uri"]).relative_to(photos)): row for row in found}
@@ -121,7 +124,7 @@ def test_the_report_names_the_broken_photos_and_what_is_no_photo(audited: Audite
 
 
 def test_the_local_ray_ends_with_the_run(audited: Audited) -> None:
-    assert list(audited.ray_folder.iterdir()), "the run's Ray was not here"
+    assert list(audited.ray_folder.glob("ray/session_*")), "the run's Ray was not here"
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
     assert not [command for command in commands if str(audited.ray_folder).encode() in command]
 
@@ -243,6 +246,18 @@ def test_a_dry_run_counts_and_writes_nothing(
         {".xml": 1},
     )
     assert not out.exists()
+
+
+def test_a_table_that_lost_a_file_is_one_clear_line(
+    audited: Audited, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(audited.out / "table", tmp_path / "out/table")
+    for part in (tmp_path / "out/table").glob("part-*.parquet"):
+        part.unlink()
+    assert main([str(audited.photos), "--out", str(tmp_path / "out"), "--model", str(model), *SMALL]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: cannot read the table")
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize(
