@@ -66,7 +66,7 @@ class Model:
 
     def probability(self, pixels: np.ndarray) -> np.ndarray:
         """Probability that each pixel is blurred, float32 H×W, for one photo uint8 H×W×3."""
-        return self.predict(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0][0]
+        return self.predict(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None])[0][0]
 
     def detect(self, photo: str | os.PathLike[str] | bytes, working_size: int | None = None) -> Detection:
         """Detect blur in one photo, a path or its bytes, upright and at working size.

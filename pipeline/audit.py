@@ -205,12 +205,15 @@ def _audit_window(
         )
     )
     try:
-        for row in files.iter_rows():
-            committers[row["target"]].add(Staged(row["path"], row["size"], row["rows"]))
-            outcome.photos += row["rows"]
-            outcome.by_status.update(json.loads(row["by_status"]))
-            outcome.by_verdict.update(json.loads(row["by_verdict"]))
-            progress.add(row["rows"])
+        # By default Ray hands over a block when it has the next one: behind a slow photo, files that are
+        # written would wait for their commit.
+        for written in files.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in written.to_pylist():
+                committers[row["target"]].add(Staged(row["path"], row["size"], row["rows"]))
+                outcome.photos += row["rows"]
+                outcome.by_status.update(json.loads(row["by_status"]))
+                outcome.by_verdict.update(json.loads(row["by_verdict"]))
+                progress.add(row["rows"])
     finally:
         # Also when a step fails: what is staged and known here is not done twice.
         for committer in committers.values():

@@ -84,6 +84,8 @@ def _init(address: str | None) -> None:
             ray.init(address=address, **quiet)
             return
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray's core prints to the terminal what belongs into its log files; errors come as exceptions.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Without "local" Ray joins whatever `ray start` left on this machine, and refuses num_cpus then.
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare Exception when a node doesn't come up in time.

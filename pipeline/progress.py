@@ -9,6 +9,7 @@ class Progress:
 
     def __init__(self, what: str, total: int | None = None) -> None:
         self.what, self.total, self.done = what, total, 0
+        self._said_at = -1
         self._started = self._said = time.monotonic()
         self._interval = 1.0 if sys.stderr.isatty() else 10.0
 
@@ -30,12 +31,14 @@ class Progress:
             self._say(note)
 
     def close(self, note: str = "") -> None:
-        """Say the last figures and end the line."""
-        self._say(note)
+        """Say the last figures, unless they were just said, and end the line."""
+        if self._said_at != self.done or note:
+            self._say(note)
         if sys.stderr.isatty():
             print(file=sys.stderr)
 
     def _say(self, note: str) -> None:
+        self._said_at = self.done
         text = f"{self.what}: {self.done:,}"
         if self.total is not None:
             text += f" of {self.total:,}"

@@ -235,8 +235,6 @@ def test_a_shipped_model_is_found_by_name_and_detects_in_three_lines(saved, tmp_
 
 
 def test_the_default_model_is_shipped_whole_and_small():
-    if DEFAULT_MODEL not in models.shipped_models():
-        pytest.skip(f"{DEFAULT_MODEL} has not been trained yet")
     model = load(DEFAULT_MODEL, "cpu")
     assert model.card.arch == ARCH
     assert len(models.read_folder(DEFAULT_MODEL)[0]) <= 25 * 2**20

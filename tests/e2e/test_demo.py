@@ -27,8 +27,6 @@ SHARP_AND_BLURRED = (
 @pytest.fixture(scope="module")
 def demo(sample_archive: Path, two_cpus: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's --out."""
-    if DEFAULT_MODEL not in shipped_models():
-        pytest.skip(f"the model {DEFAULT_MODEL} is not shipped yet: bdnet/models/{DEFAULT_MODEL} is missing")
     out = tmp_path_factory.mktemp("demo")
     ran = audit(sample_archive / "photos", "--out", out, environment={"RAY_ADDRESS": two_cpus.address})
     assert ran.code == 0, ran.err
