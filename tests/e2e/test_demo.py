@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from bdnet.model import DEFAULT_MODEL, shipped_models
 from infra.demo_summary import Settings, summarize
 from tests.e2e.harness import Cluster, audit, table_rows
 

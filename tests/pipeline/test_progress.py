@@ -66,7 +66,6 @@ def test_a_terminal_gets_one_line_that_is_written_over(clock, monkeypatch, capsy
     assert [line.removesuffix("\033[K") for line in said.strip().split("\r")] == [
         "photos: 10 of 20, 10.0/s, 1 s left",
         "photos: 20 of 20, 10.0/s, 0 s left",
-        "photos: 20 of 20, 10.0/s, 0 s left",
     ]
 
 
