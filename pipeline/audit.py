@@ -208,6 +208,7 @@ def _audit_window(
         # By default Ray hands over a block when it has the next one: behind a slow photo, files that are
         # written would wait for their commit.
         for written in files.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(written, pa.Table)
             for row in written.to_pylist():
                 committers[row["target"]].add(Staged(row["path"], row["size"], row["rows"]))
                 outcome.photos += row["rows"]
