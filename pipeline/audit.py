@@ -19,13 +19,13 @@ from bdnet.model import Card, read_card
 from bdnet.photo import DECODER_VERSION
 from bdnet.preprocess import PREPROCESSING_VERSION
 from pipeline import cluster, storage
-from pipeline.detector import Detector, Provenance, read_and_decode, stage_rows
 from pipeline.layout import AuditLayout, RunLayout
 from pipeline.ledger import Committer, Staged, known_keys, open_table, subtract
 from pipeline.listing import Listing, write_listing
 from pipeline.progress import Progress
 from pipeline.report import build_report
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, RETRYABLE_STATUSES, SCHEMA_VERSION
+from pipeline.steps import Detector, Provenance, read_and_decode, stage_rows
 
 log = logging.getLogger("bdnet")
 

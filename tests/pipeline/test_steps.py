@@ -16,9 +16,9 @@ from PIL import Image
 from bdnet.bdnet import build
 from bdnet.model import load, save
 from pipeline import storage
-from pipeline.detector import Detector, Provenance, encode_mask, read_and_decode, stage_rows
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING, MEASUREMENTS
+from pipeline.steps import Detector, Provenance, encode_mask, read_and_decode, stage_rows
 
 PROVENANCE = Provenance("m1", "a1", "r1")
 # Names say the (width, height) of the photo at working size.
