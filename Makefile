@@ -16,7 +16,7 @@ CPU_ONLY := make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # What `make demo` audits, and where its table and report go.
 PHOTOS ?=
 SAMPLE := out/sample
-demo: OUT ?= out/demo
+demo: OUT ?= $(if $(PHOTOS),out/photos,out/demo)
 demo demo-s3: export SOURCE := $(or $(PHOTOS),$(SAMPLE)/photos)
 demo: export AUDIT = $(OUT)
 
@@ -59,7 +59,7 @@ $(SAMPLE)/truth.json: infra/sample_archive.py | $(INSTALLED)
 	rm -rf $(SAMPLE)
 	$(PY) -m infra.sample_archive $(SAMPLE)
 
-demo: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## Audit a sample archive, or yours: PHOTOS=<folder or URI> [OUT=out/demo]
+demo: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## Audit a sample archive, or yours: PHOTOS=<folder or URI> [OUT=out/photos]
 	$(PY) -m jobs.audit "$$SOURCE" --out "$$AUDIT"
 	@$(PY) -m infra.demo_summary "$$AUDIT"
 

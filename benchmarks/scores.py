@@ -28,12 +28,12 @@ def main() -> int:
                         "method": name,
                         "threshold": threshold,
                         "photos": result["photos"],
-                        **{metric: f"{result[metric]:.4f}" for metric in METRICS},
-                        "mean_iou_low": f"{low:.4f}",
-                        "mean_iou_high": f"{high:.4f}",
-                        "mean_iou_per_photo": f"{result['per_photo']['mean_iou']:.4f}",
-                        "mean_iou_motion": f"{result['by_kind']['motion']['mean_iou']:.4f}",
-                        "mean_iou_defocus": f"{result['by_kind']['defocus']['mean_iou']:.4f}",
+                        **{metric: f"{result[metric]:.5f}" for metric in METRICS},
+                        "mean_iou_low": f"{low:.5f}",
+                        "mean_iou_high": f"{high:.5f}",
+                        "mean_iou_per_photo": f"{result['per_photo']['mean_iou']:.5f}",
+                        "mean_iou_motion": f"{result['by_kind']['motion']['mean_iou']:.5f}",
+                        "mean_iou_defocus": f"{result['by_kind']['defocus']['mean_iou']:.5f}",
                     }
                 )
     write_csv("scores", rows)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bdnet.model import DEFAULT_MODEL
+from bdnet.model import DEFAULT_MODEL, shipped_models
 from jobs.command import UsageError, run
 from pipeline import storage
 from pipeline.audit import AuditSettings, audit, dry_run, new_run_id
@@ -50,7 +50,7 @@ def work(settings: Settings) -> dict[str, Any]:
     audited = AuditSettings(
         source=storage.normalize(settings.source),
         out=storage.normalize(settings.out),
-        model=settings.model if "/" not in settings.model else storage.normalize(settings.model),
+        model=settings.model if settings.model in shipped_models() else storage.normalize(settings.model),
         working_size=settings.working_size,
         masks=settings.masks,
         limit=settings.limit,

@@ -80,7 +80,7 @@ def _public_arguments(settings: Settings) -> list[str]:
     """The command for the card, with the last part of each path: where files lay is nobody's business."""
     arguments = [settings.patches.rstrip("/").rsplit("/", 1)[-1], "--out", "OUT", "--arch", settings.arch]
     arguments += ["--recipe", settings.recipe, "--init", settings.init.rsplit("/", 1)[-1]]
-    arguments += ["--workers", str(settings.workers), "--seed", str(settings.seed)]
+    arguments += ["--workers", str(settings.workers), "--seed", str(settings.seed), "--terms", settings.terms]
     if settings.epochs is not None:
         arguments += ["--epochs", str(settings.epochs)]
     return arguments if settings.folds is None else [*arguments, "--folds", str(settings.folds)]

@@ -24,7 +24,7 @@ from pipeline.ledger import Committer, Staged, known_keys, open_table, subtract
 from pipeline.listing import Listing, write_listing
 from pipeline.progress import Progress
 from pipeline.report import build_report
-from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, RETRYABLE_STATUSES, SCHEMA_VERSION
+from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, SCHEMA_VERSION
 from pipeline.steps import Detector, Provenance, read_and_decode, stage_rows
 
 log = logging.getLogger("bdnet")
@@ -158,11 +158,6 @@ class Outcome:
         self.by_status: Counter[str] = Counter()
         self.by_verdict: Counter[str] = Counter()
 
-    @property
-    def retryable(self) -> int:
-        """Photos that could not be read and are tried again by the next run."""
-        return sum(self.by_status[status] for status in RETRYABLE_STATUSES)
-
 
 def _audit_window(
     photos: Sequence[pa.Table],
@@ -185,7 +180,7 @@ def _audit_window(
         )
         .map_batches(
             Detector,
-            fn_constructor_args=(settings.model, shares.threads_per_detector),
+            fn_constructor_args=(settings.model, provenance.model_digest, shares.threads_per_detector),
             batch_size=PHOTOS_PER_BLOCK,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=shares.detectors),
@@ -222,12 +217,16 @@ def _audit_window(
 
 
 def _windows(to_do: Iterator[pa.Table]) -> Iterator[list[pa.Table]]:
-    """Cut the to-do into blocks, and the blocks into windows of bounded size."""
+    """Cut the to-do into blocks, and gather blocks into windows of bounded size."""
+    window: list[pa.Table] = []
     for shard in to_do:
-        blocks = [shard.slice(start, PHOTOS_PER_BLOCK) for start in range(0, len(shard), PHOTOS_PER_BLOCK)]
-        per_window = PHOTOS_PER_WINDOW // PHOTOS_PER_BLOCK
-        for start in range(0, len(blocks), per_window):
-            yield blocks[start : start + per_window]
+        for start in range(0, len(shard), PHOTOS_PER_BLOCK):
+            window.append(shard.slice(start, PHOTOS_PER_BLOCK))
+            if len(window) * PHOTOS_PER_BLOCK >= PHOTOS_PER_WINDOW:
+                yield window
+                window = []
+    if window:
+        yield window
 
 
 def _write_settings(

@@ -22,6 +22,7 @@ from bdnet import metrics
 from bdnet.model import read_card, shipped_models
 from pipeline import dataset, storage
 from pipeline.cluster import Shares, connect
+from pipeline.patches import MANIFEST, shard_uris
 from pipeline.scoring import (
     PATCH_COLUMNS,
     READ_ROWS,
@@ -99,9 +100,7 @@ def find_inputs(source: str, split: str, maps: str | None) -> Inputs:
     Raises:
         ValueError: neither lies there, or it is wrong, or a photo's map is missing.
     """
-    shards = (
-        [] if storage.exists(storage.join(source, "index.csv")) else storage.list_files(source, ".parquet")
-    )
+    shards = shard_uris(source) if storage.exists(storage.join(source, MANIFEST)) else []
     if shards:
         if maps is not None:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The snapshot of photo versions that a run sees, by pages, into Parquet shards: driver memory stays flat."""
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -73,7 +74,7 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
         entries += 1
         suffix = os.path.splitext(entry["uri"])[1].lower()
         if suffix not in PHOTO_SUFFIXES:
-            skipped[suffix or "(none)"] += 1
+            skipped[_counted(suffix)] += 1
             continue
         if photos == limit:
             complete = False
@@ -94,6 +95,13 @@ def read_listing(shard: str) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read_bytes(shard)), schema=LISTING)
 
 
+def _counted(suffix: str) -> str:
+    """The suffix itself, where it is one: names are untrusted, and as many as there are files."""
+    if not suffix:
+        return "(none)"
+    return suffix if len(suffix) <= 8 and suffix[1:].isascii() and suffix[1:].isalnum() else "(other)"
+
+
 def _entries(source: str) -> Iterator[dict[str, Any]]:
     if source.endswith(".parquet"):
         return _manifest_entries(source)
@@ -110,8 +118,18 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
         missing = [name for name in LISTING.names if name not in manifest.schema_arrow.names]
         if missing:
             raise ValueError(f"{source}: column {missing[0]} is missing; needed: {', '.join(LISTING.names)}")
+        # A line that stands twice is one photo version; 16 bytes remember it.
+        seen: set[bytes] = set()
         for batch in manifest.iter_batches(columns=LISTING.names):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                if row["uri"] is None or row["etag"] is None or row["size_bytes"] is None:
+                    raise ValueError(
+                        f"{source}: a row lacks uri, etag or size_bytes ({row['uri']}); fill it in"
+                    )
+                key = hashlib.blake2b(f"{row['uri']}\0{row['etag']}".encode(), digest_size=16).digest()
+                if key not in seen:
+                    seen.add(key)
+                    yield row
 
 
 def _local_entries(source: str) -> Iterator[dict[str, Any]]:

@@ -133,10 +133,11 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Sh
         num_cpus=cluster.decode_cpus,
     )
     progress = Progress("photos", len(photos))
-    shards, by_kind = [], Counter[str]()
+    shards: dict[str, str] = {}
+    by_kind = Counter[str]()
     for row in written.iter_rows():
         progress.add(row["photos"])
-        shards.append(row["shard"])
+        shards[row["shard"]] = row["digest"]
         by_kind.update({kind: row[kind] for kind in RANDOM_CROPS})
     progress.close()
     assert progress.done == len(photos), "a shard is missing"
@@ -147,7 +148,7 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Sh
         "photos": len(photos),
         "patches": by_kind.total(),
     }
-    content |= {"by_kind": dict(by_kind), "source": dataset, "shards": sorted(shards)}
+    content |= {"by_kind": dict(by_kind), "source": dataset, "shards": dict(sorted(shards.items()))}
     storage.write_bytes(manifest, json.dumps(content, indent=2).encode())
     return {"patches": by_kind.total(), "shards": len(shards), "by_kind": dict(by_kind)}
 
@@ -165,6 +166,11 @@ def shard_uris(patches: str) -> list[str]:
             f"{patches} is no complete patch dataset ({MANIFEST} is missing); make it with jobs.prepare"
         ) from error
     return [storage.join(patches, name) for name in manifest["shards"]]
+
+
+def manifest_digest(patches: str) -> str:
+    """sha256 of a patch dataset's manifest, which holds the digest of each shard."""
+    return hashlib.sha256(storage.read_bytes(storage.join(patches, MANIFEST))).hexdigest()
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -198,8 +204,14 @@ def _write_shard(photos: pa.Table, cut: Cut, seed: int, out: str) -> pa.Table:
     pq.write_table(table, buffer, compression="none", row_group_size=64)
     storage.write_bytes(storage.join(out, name), buffer.getvalue())
     kinds = Counter(row["kind"] for row in rows)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     return pa.table(
-        {"shard": [name], "photos": [len(photos)], **{kind: [kinds[kind]] for kind in RANDOM_CROPS}}
+        {
+            "shard": [name],
+            "digest": [digest],
+            "photos": [len(photos)],
+            **{kind: [kinds[kind]] for kind in RANDOM_CROPS},
+        }
     )
 
 

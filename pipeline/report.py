@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from bdnet import photo
 from pipeline import storage
+from pipeline.fetch import classify
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
 from pipeline.view import NOT_AUDITED, Run, View, current_view, moment, query, quoted
@@ -214,7 +215,7 @@ def _cards(layout: AuditLayout, run: Run, keys: list[tuple[str, str]]) -> dict[t
 def _card(row: dict[str, Any], source: str) -> Card:
     images: dict[str, str] = {}
     try:
-        pixels = _read_again(row["uri"], row["size_bytes"])
+        pixels = _read_again(row["uri"], row["etag"])
         images["photo"] = _jpeg_uri(pixels)
         if row["mask"] is None:
             images["problem"] = "The table holds no mask of it."
@@ -240,15 +241,15 @@ class _GoneError(Exception):
     """The photo can't be shown as it was audited."""
 
 
-def _read_again(uri: str, size_bytes: int) -> np.ndarray:
+def _read_again(uri: str, etag: str) -> np.ndarray:
     try:
-        data = storage.read_bytes(uri)
+        data = storage.read_version(uri, etag)
     except FileNotFoundError as error:
         raise _GoneError("The photo is no longer there.") from error
     except Exception as error:  # Each kind of storage has its own errors; the card names this one.
+        if classify(error) == "changed":
+            raise _GoneError("The photo has changed since it was audited.") from error
         raise _GoneError(f"The photo can't be read now: {type(error).__name__}.") from error
-    if len(data) != size_bytes:
-        raise _GoneError("The photo has changed since it was audited.")
     again = photo.decode(data, THUMBNAIL_SIZE)
     if again.pixels is None:
         raise _GoneError(f"The photo has changed since it was audited: it is {again.status} now.")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from bdnet.detect import Detection, measure
 from bdnet.model import load
-from bdnet.photo import decode
+from bdnet.photo import Limits, decode
 from pipeline import storage
 from pipeline.fetch import fetch
 from pipeline.layout import AuditLayout
@@ -26,6 +26,7 @@ from pipeline.ledger import stage
 from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASUREMENTS, RETRYABLE_STATUSES
 
 FETCH_THREADS = 8
+LIMITS = Limits()
 # Photos that the network sees at once, of equal shape.
 BATCH = 8
 
@@ -69,10 +70,12 @@ def read_and_decode(photos: pa.Table, working_size: int) -> Iterator[pa.Table]:
     """
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
+        if row["size_bytes"] > LIMITS.max_bytes:
+            return {**row, "status": "too_large", "error": f"{row['size_bytes']:,} bytes; it was not read"}
         fetched = fetch(row["uri"], row["etag"])
         if fetched.data is None:
             return {**row, "status": fetched.status, "error": fetched.error}
-        photo = decode(fetched.data, working_size)
+        photo = decode(fetched.data, working_size, LIMITS)
         capture = asdict(photo.capture)
         decoded = {**row, **capture, "status": photo.status, "error": photo.error}
         decoded |= {"format": photo.format, "width": photo.width, "height": photo.height}
@@ -88,9 +91,13 @@ def read_and_decode(photos: pa.Table, working_size: int) -> Iterator[pa.Table]:
 class Detector:
     """Holds the network once per process and measures decoded photos."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, digest: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._model = load(model)
+        if self._model.card.digest != digest:
+            raise ValueError(
+                f"{model} is another model than when the audit began; run the same command again"
+            )
 
     def __call__(self, photos: pa.Table) -> pa.Table:
         """Measure the photos whose status is ok; pixels leave the rows, measurements and mask join them."""

@@ -22,6 +22,7 @@ import pyarrow as pa
 import ray.data
 import ray.train
 import safetensors.torch
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from bdnet import model as models
@@ -33,7 +34,7 @@ from bdnet.losses import IGNORED_KIND
 from bdnet.recipes import Recipe
 from pipeline import storage
 from pipeline.cluster import Shares, quiet_ray_data
-from pipeline.patches import decode_patch, read_shard, shard_uris
+from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
@@ -154,12 +155,13 @@ def _crop_shard(
         yield {"image": np.stack(images), "mask": np.stack(masks), "kind": np.array(kinds, np.int64)}
 
 
-def initial_network(arch: str, init: str) -> tuple[BDNet, InitReport | None]:
+def initial_network(arch: str, init: str, seed: int = 0) -> tuple[BDNet, InitReport | None]:
     """Build the network and fill its encoder from ImageNet weights, a file, or not at all.
 
     Raises:
         ValueError: the file is missing or doesn't fit.
     """
+    torch.manual_seed(seed)  # what the initial weights leave out starts at random
     net = build(arch)
     if init == "none":
         return net, None
@@ -190,10 +192,9 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
             f"an epoch of {the_plan.crops_per_epoch} crops is less than one batch of {recipe.batch_size} on "
             f"{settings.workers} workers; use fewer workers or more patches"
         )
-    net, report = initial_network(settings.arch, settings.init)
+    net, report = initial_network(settings.arch, settings.init, settings.seed)
     print(report or "encoder: from scratch", file=sys.stderr)
     start = f"{settings.out}/start.safetensors"
-    storage.write_bytes(start, safetensors.torch.save(net.state_dict()))
     config = LoopConfig(
         arch=settings.arch,
         recipe=recipe,
@@ -208,6 +209,8 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         fingerprint=_fingerprint(settings, the_plan),
     )
     checkpoint = read_checkpoint(config)
+    if checkpoint is None:
+        storage.write_bytes(start, safetensors.torch.save(net.state_dict()))
     if checkpoint is None or checkpoint["epoch"] < recipe.epochs:
         with _said_aloud(config):
             _fit(config, the_plan, settings, shares)
@@ -293,7 +296,8 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
 
 def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
     """What must not change between a run and its resumption."""
-    fixed = [settings.arch, asdict(settings.recipe), settings.seed, settings.workers, asdict(the_plan)]
+    fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.seed, settings.workers]
+    fixed += [asdict(the_plan), manifest_digest(settings.patches)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -304,6 +308,7 @@ def _card(
         "arch": settings.arch,
         "data": {
             "patches": settings.patches.rstrip("/").rsplit("/", 1)[-1],
+            "patches_digest": manifest_digest(settings.patches),
             "split": "train",
             "training_photos": the_plan.photos,
             "training_patches": the_plan.patches,
@@ -318,8 +323,7 @@ def _card(
             "workers": settings.workers,
             "crops_per_epoch": the_plan.crops_per_epoch,
             "samples_per_second": metrics["samples_per_second"],
-            "choices": "Recipe and epochs were fixed before the run. The exported weights are those of the "
-            "last epoch; validation photos chose nothing.",
+            "exported": "The weights after the last epoch; validation photos chose nothing.",
         },
         "scores": {"validation": {name: metrics[name] for name in metrics if name.startswith("val_")}},
     }

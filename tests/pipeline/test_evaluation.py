@@ -42,6 +42,7 @@ def write_patches(folder, rows):
         for p, k, s in rows
     ]
     pq.write_table(pa.Table.from_pylist(patches, PATCHES), folder / "00000.parquet")
+    (folder / "dataset.json").write_text('{"shards": {"00000.parquet": ""}}')
     return str(folder)
 
 
@@ -192,6 +193,7 @@ def test_patches_of_one_split_are_read_with_their_bytes(tmp_path):
 
 def test_a_parquet_file_that_is_no_shard_is_refused(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    (tmp_path / "dataset.json").write_text('{"shards": {"x.parquet": ""}}')
     refused(
         lambda: evaluation.find_inputs(str(tmp_path), "test", None),
         "x.parquet",

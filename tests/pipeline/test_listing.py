@@ -212,3 +212,27 @@ def test_an_empty_s3_prefix_and_an_unknown_bucket_are_errors(s3, tmp_path):
         listed("s3://photos/no/such", tmp_path)
     with pytest.raises(FileNotFoundError):
         listed("s3://no-such-bucket/x", tmp_path)
+
+
+def test_a_manifest_line_that_stands_twice_is_one_photo_and_an_empty_one_is_refused(tmp_path):
+    row = {"uri": "/photos/a.jpg", "etag": "1", "size_bytes": 1, "modified_at": None}
+    manifest = tmp_path / "manifest.parquet"
+    pq.write_table(pa.Table.from_pylist([row, row, {**row, "etag": "2"}], schema=LISTING), manifest)
+    assert write_listing(str(manifest), str(tmp_path / "listing")).photos == 2
+    nameless = pa.table({"uri": pa.array([None], pa.string()), "etag": ["1"], "size_bytes": [1]})
+    pq.write_table(
+        nameless.append_column("modified_at", pa.nulls(1, LISTING.field("modified_at").type)), manifest
+    )
+    with pytest.raises(ValueError, match="a row lacks uri, etag or size_bytes"):
+        write_listing(str(manifest), str(tmp_path / "listing"))
+
+
+def test_suffixes_that_are_none_are_counted_together(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.\x1b[31mred", "b.averyveryverylongsuffix", "c.xml"):
+        (folder / name).touch()
+    assert write_listing(str(folder), str(tmp_path / "listing")).skipped_by_suffix == {
+        "(other)": 2,
+        ".xml": 1,
+    }

@@ -18,6 +18,7 @@ from pipeline.layout import AuditLayout
 from pipeline.report import MAX_PROBLEMS, overlay
 from pipeline.report import build_report as build
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING
+from pipeline.storage import local_etag
 from pipeline.view import current_view
 
 NOW = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
@@ -47,10 +48,12 @@ class Audit:
         self.source.mkdir()
         self.rows: list[dict] = []
 
-    def listed(self, name, data=None, etag="e1"):
+    def listed(self, name, data=None):
         """A photo of the archive; without ``data`` it is gone by the time of the report."""
+        etag = "e1"
         if data is not None:
             (self.source / name).write_bytes(data)
+            etag = local_etag((self.source / name).stat())
         uri, size = f"{self.source}/{name}", len(data or b"")
         return {"uri": uri, "etag": etag, "size_bytes": size, "modified_at": NOW}
 
@@ -249,7 +252,7 @@ def test_the_file_needs_nothing_from_elsewhere(audit):
     [
         (None, "no longer there"),
         (jpeg(200, 100), "has changed since it was audited"),
-        (b"x" * len(jpeg()), "it is unreadable now"),
+        (b"x" * len(jpeg()), "has changed since it was audited"),
     ],
     ids=["gone", "replaced by a larger one", "same size but no photo"],
 )

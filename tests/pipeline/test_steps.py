@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bdnet.bdnet import build
-from bdnet.model import load, save
+from bdnet.model import load, read_card, save
 from pipeline import storage
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING, MEASUREMENTS
@@ -72,7 +72,7 @@ def decoded(archive):
 
 @pytest.fixture(scope="module")
 def detected(decoded, model):
-    return Detector(model, threads=1)(decoded)
+    return Detector(model, read_card(model).digest, threads=1)(decoded)
 
 
 def expected_status(row):
@@ -144,7 +144,10 @@ def test_pixels_end_with_detection(detected):
 
 def test_a_block_without_any_photo_that_can_be_read_passes(decoded, model):
     broken = decoded.filter(pc.not_equal(decoded["status"], "ok"))
-    assert Detector(model, threads=1)(broken)["status"].to_pylist() == broken["status"].to_pylist()
+    assert (
+        Detector(model, read_card(model).digest, threads=1)(broken)["status"].to_pylist()
+        == broken["status"].to_pylist()
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (48, 64)])
@@ -222,3 +225,14 @@ def test_a_hostile_name_stays_a_plain_member_of_the_tar(detected, tmp_path):
         names = tar.getnames()
     assert names[:3] == ["00000-x_y_.png", "00001-x.png", "00002-x.png"]
     assert len(names[3]) < 100
+
+
+def test_a_model_that_was_replaced_in_mid_run_is_refused(model):
+    with pytest.raises(ValueError, match="another model than when the audit began"):
+        Detector(model, "0" * 64, threads=1)
+
+
+def test_an_object_over_the_limit_is_too_large_without_being_read(tmp_path):
+    row = {"uri": str(tmp_path / "absent.jpg"), "etag": "1", "size_bytes": 600 * 2**20}
+    (decoded,) = read_and_decode(pa.Table.from_pylist([row], schema=LISTING), 64)
+    assert decoded["status"].to_pylist() == ["too_large"]

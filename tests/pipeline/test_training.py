@@ -202,3 +202,9 @@ def test_a_network_initialised_from_itself_reports_nothing_missing() -> None:
     report = load_state(encoder, encoder.state_dict(), "itself")
     assert report.not_in_source == ()
     assert report.not_used == ()
+
+
+def test_layers_without_initial_weights_are_the_same_for_the_same_seed() -> None:
+    heads = [initial_network("bdnet-resnet18", "none", seed)[0].kind.weight for seed in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
