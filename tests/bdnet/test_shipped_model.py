@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from bdnet import Model, load
 from bdnet.metrics import confusion, scores
+from bdnet.model import has_fast_bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,11 @@ def test_its_score_on_the_test_photos_is_the_one_of_its_card(model: Model, data_
             photo = np.array(Image.open(data_dir / f"blurraw/images/{row['name']}.jpg").convert("RGB"))
             mask = np.array(Image.open(data_dir / f"blurraw/masks/{row['name']}.png")) > 0
             matrix += confusion(model.probability(photo) >= 0.5, mask)
-    # A processor without bf16 computes in fp32: within 0.002.
-    assert scores(matrix)["mean_iou"] == pytest.approx(model.card.scores["test"]["mean_iou"], abs=0.002)
+    measured = scores(matrix)["mean_iou"]
+    # A processor without bf16 computes in fp32, which is a little lower: benchmarks/results/precision.csv.
+    assert measured == pytest.approx(model.card.scores["test"]["mean_iou"], abs=0.002)
+    if has_fast_bfloat16(model.device):
+        assert measured >= 0.80
 
 
 @pytest.mark.data
