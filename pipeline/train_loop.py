@@ -75,7 +75,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     rank = ray.train.get_context().get_world_rank()
     world = ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
-    # Ray holds a worker to one thread; the machine's cores are this node's workers' to share.
+    # Ray takes threads from a worker's logical CPUs; the cores are for this node's workers to share.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
 
     net = build(config.arch)
