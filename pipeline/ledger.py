@@ -42,24 +42,33 @@ def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
         return DeltaTable.create(uri, Schema.from_arrow(schema), mode="ignore", storage_options=options)
 
 
-def known_keys(table_uri: str, audit_digest: str) -> pa.Table:
-    """(uri, etag) of every row of the audit table with this digest; empty where there is no table.
+def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
+    """Run ``sql`` on the Delta table at ``uri``, named ``delta``; no rows where no table was begun.
 
     Raises:
         OSError: the table has lost a file or can't be read.
     """
-    keys = pa.schema([("uri", pa.string()), ("etag", pa.string())])
+    # Filters are pushed into the Parquet scan, so that wide columns are read for matching rows only.
+    builder = QueryBuilder({"datafusion.execution.parquet.pushdown_filters": "true"})
     try:
-        table = DeltaTable(table_uri, storage_options=storage.delta_options(table_uri))
+        table = DeltaTable(uri, storage_options=storage.delta_options(uri))
+        found = pa.table(builder.register("delta", table).execute(sql).read_all())
     except TableNotFoundError:
-        return keys.empty_table()
-    assert audit_digest.isalnum()
-    sql = f"SELECT uri, etag FROM audited WHERE audit_digest = '{audit_digest}'"
-    try:
-        found = pa.table(QueryBuilder().register("audited", table).execute(sql))
+        return schema.empty_table()
     except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {table_uri}: {error}") from error
-    return found.cast(keys)
+        raise OSError(f"cannot read the table {uri}: {error}") from error
+    return found.cast(schema)  # The engine answers with string views, which joins don't take.
+
+
+def quoted(text: str) -> str:
+    """``text`` as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def known_keys(table_uri: str, audit_digest: str) -> pa.Table:
+    """(uri, etag) of every row of the audit table with this digest; empty where there is no table."""
+    keys = pa.schema([("uri", pa.string()), ("etag", pa.string())])
+    return query(table_uri, f"SELECT uri, etag FROM delta WHERE audit_digest = {quoted(audit_digest)}", keys)
 
 
 def subtract(shards: Sequence[str], known: pa.Table) -> Iterator[pa.Table]:

@@ -26,8 +26,9 @@ from bdnet import photo
 from pipeline import storage
 from pipeline.fetch import classify
 from pipeline.layout import AuditLayout
+from pipeline.ledger import query, quoted
 from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
-from pipeline.view import NOT_AUDITED, Run, View, current_view, moment, query, quoted
+from pipeline.view import NOT_AUDITED, Run, View, current_view, moment
 
 GALLERY_SIZE = 24
 THUMBNAIL_SIZE = 320

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from deltalake import DeltaTable, QueryBuilder
 
 from pipeline import storage
 from pipeline.layout import AuditLayout
+from pipeline.ledger import query, quoted
 from pipeline.schema import AUDIT_TABLE, LISTING
 
 NOT_AUDITED = "not_audited"
@@ -112,26 +112,6 @@ def _read_listing(uri: str) -> pa.Table:
     fs, _ = storage.filesystem(uri)
     paths = [storage.filesystem(file)[1] for file in files]
     return ds.dataset(paths, schema=LISTING, filesystem=fs, format="parquet").to_table(columns=columns)
-
-
-def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
-    """Run ``sql`` on the Delta table at ``uri``, named ``delta``; no rows where no table was begun."""
-    # A crash before the first commit leaves staged files without a log.
-    if not storage.exists(storage.join(uri, "_delta_log")):
-        return schema.empty_table()
-    # Filters are pushed into the Parquet scan, so that wide columns are read for matching rows only.
-    builder = QueryBuilder({"datafusion.execution.parquet.pushdown_filters": "true"})
-    try:
-        table = DeltaTable(uri, storage_options=storage.delta_options(uri))
-        found = pa.table(builder.register("delta", table).execute(sql).read_all())
-    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {uri}: {error}") from error
-    return found.cast(schema)  # The engine answers with string views, which joins don't take.
-
-
-def quoted(text: str) -> str:
-    """``text`` as a literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def moment(text: str) -> datetime:
