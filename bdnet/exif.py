@@ -15,7 +15,7 @@ from PIL import Image
 
 _MAX_TEXT = 200
 _EXIF_IFD = 0x8769
-_MAKE, _MODEL, _ORIENTATION = 0x010F, 0x0110, 0x0112
+_MAKE, _MODEL, ORIENTATION = 0x010F, 0x0110, 0x0112
 _EXPOSURE_TIME, _F_NUMBER, _FOCAL_LENGTH = 0x829A, 0x829D, 0x920A
 # The first is 16 bits wide: 65535 there says that the value is in one of the others.
 _ISO_TAGS = (0x8827, 0x8833, 0x8832, 0x8831)
@@ -76,7 +76,7 @@ def read_capture(exif: Image.Exif, width: int, height: int) -> Capture:
 
 def orientation(exif: Image.Exif) -> int:
     """Return how the stored pixels are turned, 1 to 8 as in EXIF; 1 where absent or absurd."""
-    value = _get(exif, _ORIENTATION)
+    value = _get(exif, ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -3,6 +3,12 @@
 Decided here, and part of ``DECODER_VERSION``: colour profiles are not applied; transparent parts are
 shown on white; the first frame stands for an animation; a JPEG is read at the smallest DCT scale that
 is still large enough, then resized like every other format, bicubic with antialiasing.
+
+A photo is ok only if all its pixels are there, as far as its format lets that be known: PNG has checksums,
+``bdnet.jpeg`` says what a JPEG tells, WebP and HEIC betray a filled tail and most gaps. An uncompressed
+TIFF or BMP of the right length, zeroed or overwritten inside, is a picture like any other.
+
+The threads of a process together decode within ``Limits.max_memory``, whatever the photos are.
 """
 
 import io
@@ -10,7 +16,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,10 +33,17 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from bdnet.exif import Capture, orientation, read_capture
+from bdnet import jpeg
+from bdnet.exif import ORIENTATION, Capture, orientation, read_capture
+from bdnet.memory import MemoryBudget
 
-DECODER_VERSION = "1"
-"""Part of the audit digest: raise it when the pixels of any photo change."""
+try:
+    import pillow_heif  # an extra: pip install bdnet[heic]
+except ImportError:
+    pillow_heif = None  # type: ignore[assignment]
+
+DECODER_VERSION = "2"
+"""Part of the audit digest: raise it when the pixels or the status of any photo change."""
 
 # The plugins are called by name, not through Image.open: nothing else (EPS runs Ghostscript) can be
 # reached, and Pillow's own bound, which would refuse an honest panorama, needs no change for the whole
@@ -43,6 +56,9 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "gif": GifImagePlugin.GifImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
 }
+if pillow_heif is not None:
+    _OPENERS["heic"] = pillow_heif.HeifImageFile
+    pillow_heif.options.DECODE_THREADS = 1  # photos are decoded in parallel as it is
 
 _MAGIC = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -71,6 +87,7 @@ _MAGIC = (
     (b"PK\x03\x04", "zip"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_SECTOR = 512
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 
 _TURNS = {
@@ -83,7 +100,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _NEW_SUBFILE_TYPE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 262, 330, 50706
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
 # Where the pixel data starts and how many bytes it has, as strips or as tiles.
 _DATA_TAGS = ((273, 279), (324, 325))
 _COLOUR_FILTER_ARRAY = 32803
@@ -98,13 +115,28 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class Limits:
     """What the decoder accepts, checked on the header before any pixel is decoded.
 
-    ``max_pixels`` bounds the photo, ``max_full_decode_pixels`` what has to be held in memory at once:
-    all of it, but for a JPEG that can be read at a reduced scale.
+    ``max_bytes`` and ``max_pixels`` bound the photo as it is stored, ``max_memory`` the bytes that decoding
+    it takes at its peak, beside the file itself: hardly any for a JPEG that is read at a reduced scale.
     """
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 400_000_000
-    max_full_decode_pixels: int = 120_000_000
+    max_memory: int = 1536 * 2**20
+
+
+# What all threads of this process may take together. ``python -m benchmarks.decode_memory`` measures what
+# ``_BYTES_PER_PIXEL`` promises.
+_MEMORY = MemoryBudget(Limits().max_memory)
+# Pillow's own blocks of 16 MiB stay with the thread that freed them, as glibc sees it, and with eight
+# threads that doubles the bound. Blocks of this size always go back to the system.
+Image.core.set_block_size(64 * 2**20)
+# At the peak, by the mode that Pillow decodes to: the picture, its copy in another mode, and a little for
+# the reduced one.
+_TIFF_STRIP_BYTES = 8
+_BYTES_PER_PIXEL = {"L": 2, "RGB": 5, "CMYK": 5, "P": 6, "1": 6, "I": 14, "F": 14}
+_OTHER_MODES, _TRANSPARENT, _WEBP, _HEIC = 9, 13, 17, 17
+# Turned, and brought out of Pillow, at full size.
+_NOT_REDUCED = 14
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single equality
@@ -169,17 +201,15 @@ def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits(
     try:
         image = _OPENERS[kind](io.BytesIO(data))
         stored = width, height = _stored_size(image)
-        box = _prepare(image, kind, data, working_size, limits)
-        if kind == "png":
-            image.load()  # EXIF may follow the pixels
-        exif = _exif(image)
-        turn = orientation(exif)
-        capture = read_capture(exif, *stored)
-        if turn >= 5:
-            width, height = height, width
-        if kind == "tiff":  # Pillow itself turns a TIFF as it loads
-            stored, turn = (width, height), 1
-        pixels = _pixels(image, size_at(*stored, working_size), box, turn)
+        if kind != "png":
+            turn, (width, height), capture = _taken(image, stored)
+        box, memory = _prepare(image, kind, data, working_size, limits)
+        with _MEMORY.reserve(memory):
+            if kind == "png":  # its EXIF may follow the pixels: asking for it decodes them
+                turn, (width, height), capture = _taken(image, stored)
+            if kind in ("tiff", "heic"):  # Pillow turns these as it loads
+                stored, turn = (width, height), 1
+            pixels = _pixels(image, size_at(*stored, working_size), box, turn)
     except Exception as error:
         # Decoders of damaged data raise nearly anything, MemoryError and RecursionError included; all of
         # it is the photo's status, and the reason stays with the photo.
@@ -212,66 +242,94 @@ def _recognise(data: bytes) -> str | None:
 
 
 def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Return (width, height) before turning: Pillow gives a TIFF's size as it will be after."""
+    """Return (width, height) before turning: of TIFF and HEIC Pillow gives the size as it will be after."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.tag_v2[256], image.tag_v2[257]
-    return image.size
+    width, height = image.size
+    return (height, width) if (image.info.get("original_orientation") or 1) >= 5 else (width, height)
 
 
 def _prepare(
     image: ImageFile.ImageFile, kind: str, data: bytes, working_size: int | None, limits: Limits
-) -> tuple[float, float, float, float] | None:
+) -> tuple[tuple[float, float, float, float] | None, int]:
     """Refuse by the header what must not be decoded; choose a JPEG's scale.
 
     Returns the part of the reduced JPEG that the photo covers (its last column can be a partial one),
-    None where nothing is reduced.
+    None where nothing is reduced; and the bytes of memory that decoding takes at its peak.
     """
     width, height = image.size
-    held = width * height
-    if held > limits.max_pixels:
+    if width * height > limits.max_pixels:
         raise _RefusedError("too_large", f"{width}×{height} pixels; the limit is {limits.max_pixels:,}")
-    box = None
+    box, fault, beside = None, None, 0
+    target = size_at(width, height, working_size)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        # Over several scans libjpeg holds every coefficient, whatever the scale.
-        at_once = not image.info.get("progressive") and _scan_components(image, data) == image.layers
-        target = size_at(width, height, working_size)
+        # libjpeg paints grey over what is missing before an end marker. A block of 8×8 takes a bit or more.
+        if len(data) * 8 < width * height // 64:
+            fault = "truncated", f"{len(data):,} bytes can't hold {width}×{height} pixels"
+        scans = jpeg.examine(image, data)
+        if scans.fault is not None:
+            fault = fault or ("truncated", scans.fault)
+        if scans.at_once:
+            image.fp = jpeg.PixelData(data, scans.end)
+        else:
+            beside = _coefficient_bytes(image)
         reduced = image.draft(None, target) if target != (width, height) else None
         if reduced is not None:
             box = reduced[1]
-        if at_once:
-            held = image.width * image.height
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = image.tag_v2
-        # A raw file's first picture is a thumbnail; its verdict would be given to the photo.
-        preview = tags.get(_NEW_SUBFILE_TYPE, 0) == 1 and _SUB_IFDS in tags
-        if preview or _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) == _COLOUR_FILTER_ARRAY:
-            raise _RefusedError("unsupported", "a camera's raw file; export it as JPEG or TIFF")
-        extents = [tile.extents for tile in image.tile if tile.extents is not None]
-        if (max(e[2] for e in extents), max(e[3] for e in extents)) != _stored_size(image):
-            raise _RefusedError("unreadable", f"pixel data for a part only of {width}×{height} pixels")
-        # A tile can be larger than its picture, and is decoded whole.
-        tile_width, tile_height = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
-        if isinstance(tile_width, int) and isinstance(tile_height, int):
-            held = max(held, tile_width * tile_height)
-    if held > limits.max_full_decode_pixels:
+        beside = _check_tiff(image)
+    memory = image.width * image.height * _bytes_per_pixel(image, kind) + beside
+    if target == (width, height):
+        memory += width * height * _NOT_REDUCED
+    if memory > limits.max_memory:
         raise _RefusedError(
             "too_large",
-            f"{width}×{height} pixels, which this {kind} needs in memory at once; "
-            f"the limit is {limits.max_full_decode_pixels:,}",
+            f"decoding {width}×{height} pixels of this {kind} takes {memory / 2**20:,.0f} MiB of memory; "
+            f"the limit is {limits.max_memory / 2**20:,.0f}",
         )
-    # libjpeg paints grey over what is missing before an end marker. A block of 8×8 takes a bit or more.
-    if kind == "jpeg" and len(data) * 8 < width * height // 64:
-        raise _RefusedError("truncated", f"{len(data):,} bytes can't hold {width}×{height} pixels")
-    if kind == "png" and (fault := _png_fault(data)):
+    if kind == "png":
+        fault = _png_fault(data)
+    if kind in ("webp", "heic") and _ends_in_filling(data, kind):
+        fault = "truncated", "the pixel data ends in filling"
+    if fault is not None:
         raise _RefusedError(*fault)
-    return box
+    return box, memory
 
 
-def _scan_components(image: ImageFile.ImageFile, data: bytes) -> int:
-    """Return how many colour components a JPEG's first scan has; Pillow stops reading after its header."""
-    assert image.fp is not None
-    start = data.rfind(b"\xff\xda", 0, image.fp.tell())
-    return data[start + 4]
+def _bytes_per_pixel(image: ImageFile.ImageFile, kind: str) -> int:
+    """Return what a pixel takes at the peak of decoding, reducing included."""
+    if kind in ("webp", "heic"):
+        return _WEBP if kind == "webp" else _HEIC
+    if image.has_transparency_data:
+        return _TRANSPARENT
+    return _BYTES_PER_PIXEL.get(image.mode, _OTHER_MODES)
+
+
+def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
+    """Return what libjpeg holds of a JPEG of several scans, whatever the scale: two bytes a coefficient."""
+    largest = max(h for _, h, _, _ in image.layer) * max(v for _, _, v, _ in image.layer)
+    return 2 * image.width * image.height * sum(h * v for _, h, v, _ in image.layer) // max(1, largest)
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> int:
+    """Refuse raw files and parts of pictures; return the bytes of a strip or tile that is decoded whole."""
+    tags = image.tag_v2
+    # A raw file's first picture is a thumbnail; its verdict would be given to the photo.
+    preview = tags.get(_NEW_SUBFILE_TYPE, 0) == 1 and _SUB_IFDS in tags
+    if preview or _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) == _COLOUR_FILTER_ARRAY:
+        raise _RefusedError("unsupported", "a camera's raw file; export it as JPEG or TIFF")
+    width, height = _stored_size(image)
+    extents = [tile.extents for tile in image.tile if tile.extents is not None]
+    if (max(e[2] for e in extents), max(e[3] for e in extents)) != (width, height):
+        shown = f"{image.width}×{image.height}"
+        raise _RefusedError("unreadable", f"pixel data for a part only of {shown} pixels")
+    if image.tile[0].codec_name != "libtiff":  # Pillow itself reads by the row
+        return 0
+    columns, rows = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
+    if not (isinstance(columns, int) and isinstance(rows, int)):
+        strip = tags.get(_ROWS_PER_STRIP)
+        columns, rows = width, min(height, strip) if isinstance(strip, int) else height
+    return columns * rows * _TIFF_STRIP_BYTES
 
 
 def _png_fault(data: bytes) -> tuple[str, str] | None:
@@ -290,11 +348,36 @@ def _png_fault(data: bytes) -> tuple[str, str] | None:
     return "truncated", "the file ends before its last chunk"
 
 
-def _exif(image: ImageFile.ImageFile) -> Image.Exif:
+def _ends_in_filling(data: bytes, kind: str) -> bool:
+    """Whether the compressed pixels end in a sector of one value: what a disk or a download lost."""
+    if kind == "webp":
+        ends = [end for name, end in _riff_chunks(data) if name in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")]
+    else:
+        ends = [len(data)]
+    tails = [data[max(0, end - _SECTOR) : end] for end in ends if end <= len(data)]
+    return any(tail in (bytes(_SECTOR), b"\xff" * _SECTOR) for tail in tails)
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the name of each chunk of a WebP and where it ends."""
+    at = 12
+    while at + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, at)
+        at += 8 + length
+        yield name, at
+        at += length % 2
+
+
+def _taken(image: ImageFile.ImageFile, stored: tuple[int, int]) -> tuple[int, tuple[int, int], Capture]:
+    """Return how the photo is turned, its upright (width, height), and what the camera wrote."""
     try:
-        return image.getexif()
+        exif = image.getexif()
     except Exception:  # a photo with damaged metadata is still a photo
-        return Image.Exif()
+        exif = Image.Exif()
+    if turned := image.info.get("original_orientation"):  # HEIC: turned by its decoder, and 1 from then on
+        exif[ORIENTATION] = turned
+    turn = orientation(exif)
+    return turn, (stored[::-1] if turn >= 5 else stored), read_capture(exif, *stored)
 
 
 def _pixels(
@@ -303,7 +386,10 @@ def _pixels(
     box: tuple[float, float, float, float] | None,
     turn: int,
 ) -> np.ndarray:
+    stream = image.fp
     image.load()
+    if isinstance(stream, jpeg.PixelData) and stream.has_excess():
+        raise _RefusedError("unreadable", "there is more pixel data than picture: a part is lost or foreign")
     plain = _plain(image)
     if plain.size != size:
         plain = plain.resize(size, Image.Resampling.BICUBIC, box=box)
@@ -324,10 +410,13 @@ def _plain(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         # Nothing says what white is: the smallest usual white that holds the brightest pixel.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        values = np.array(image, dtype=np.float32)  # from here on in place: it can be large
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         brightest = float(values.max())
         white = next((w for w in (1.0, 255.0, 65_535.0) if brightest <= w), brightest)
-        return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
+        values.clip(0, white, out=values)
+        values *= 255 / white
+        return Image.fromarray(values.round(out=values).astype(np.uint8))
     if image.mode == "LAB":
         to_rgb = ImageCms.buildTransform(
             ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
@@ -375,8 +464,23 @@ def _ends_early(kind: str, data: bytes, image: ImageFile.ImageFile | None) -> bo
         if data[2:4] in (b"*\0", b"\0*") and _tiff_directory_end(data) > len(data):
             return True
         return isinstance(image, TiffImagePlugin.TiffImageFile) and _tiff_pixels_end(image) > len(data)
+    if kind == "heic":
+        return _boxes_end(data) > len(data)
     fault = _png_fault(data)
     return fault is not None and fault[0] == "truncated"
+
+
+def _boxes_end(data: bytes) -> int:
+    """Return where the outermost boxes of an ISO media file end, as far as they follow each other."""
+    at = 0
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        if length < 8:  # 0: up to the end of the file
+            return len(data)
+        at += length
+    return at
 
 
 def _tiff_directory_end(data: bytes) -> int:

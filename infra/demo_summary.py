@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import tyro
 
 from pipeline import storage
 from pipeline.layout import AuditLayout
-from pipeline.view import View, current_view
+from pipeline.view import PHOTOS, View, current_view, first
 
 MAX_ROWS = 40
 MAX_NAME = 48
@@ -28,16 +29,18 @@ class Settings:
 
 def table(view: View) -> list[str]:
     """Lines of the table: a header and the first 40 photos by name, and how many were left out."""
-    photos = view.photos.sort_by("uri")
-    rows = [HEADER] + [_row(photo, view.run.source) for photo in photos.slice(0, MAX_ROWS).to_pylist()]
+    photos, count = PHOTOS.empty_table(), 0
+    for more in view.tables():
+        photos = first(pa.concat_tables([photos, more]), MAX_ROWS, "uri", "ascending")
+        count += more.num_rows
+    rows = [HEADER, *(_row(photo, view.name(photo["uri"])) for photo in photos.to_pylist())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    left_out = photos.num_rows - MAX_ROWS
+    left_out = count - MAX_ROWS
     return [line.rstrip() for line in lines] + ([f"… and {left_out:,} more"] if left_out > 0 else [])
 
 
-def _row(photo: dict[str, Any], source: str) -> tuple[str, ...]:
-    name = photo["uri"].removeprefix(f"{source.rstrip('/')}/")
+def _row(photo: dict[str, Any], name: str) -> tuple[str, ...]:
     # A name may hold what would move the cursor or recolour the terminal.
     name = name if name.isprintable() else ascii(name)
     name = name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"

@@ -6,6 +6,7 @@ runs COMMAND with the environment that makes every S3 client (s3fs, pyarrow, Ray
 and exits with its code. Nothing is reachable from other machines. What FOLDER holds survives a restart.
 """
 
+import json
 import os
 import random
 import secrets
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import botocore.session
@@ -38,11 +39,15 @@ GRPC_OFFSET = 10_000
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server: where it is and the one identity that it knows."""
+    """A running server: where it is and the keys of an identity, at first of the one that may do everything.
+
+    ``users`` is the same server with the keys of each further identity.
+    """
 
     endpoint_url: str
     access_key: str
     secret_key: str
+    users: Mapping[str, "S3Server"] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """Variables that point S3 clients here; set them before Ray starts, or in its ``runtime_env``."""
@@ -56,8 +61,13 @@ class S3Server:
 
 
 @contextmanager
-def s3_server(folder: Path, buckets: Sequence[str] = ()) -> Iterator[S3Server]:
+def s3_server(
+    folder: Path, buckets: Sequence[str] = (), users: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[S3Server]:
     """Serve the objects below ``folder`` (created if absent) until the block ends; ``buckets`` exist by then.
+
+    ``users`` names further identities with what each may do: ``Read:BUCKET``, ``List:BUCKET``,
+    ``Write:BUCKET`` (deletes too), or ``…:BUCKET/PREFIX/*`` for a prefix.
 
     Raises:
         RuntimeError: the server did not start within 30 s; the message ends with the tail of its log.
@@ -67,15 +77,13 @@ def s3_server(folder: Path, buckets: Sequence[str] = ()) -> Iterator[S3Server]:
     # The server would read the ports of its last start from here.
     (folder / "mini.options").unlink(missing_ok=True)
     ports = _free_ports(5)
-    server = S3Server(
-        endpoint_url=f"http://127.0.0.1:{ports[0]}",
-        access_key=secrets.token_hex(8),
-        secret_key=secrets.token_hex(16),
-    )
+    url = f"http://127.0.0.1:{ports[0]}"
+    made = {name: S3Server(url, secrets.token_hex(8), secrets.token_hex(16)) for name in users or {}}
+    server = S3Server(url, secrets.token_hex(8), secrets.token_hex(16), users=made)
     log = folder / "server.log"
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            _command(folder, buckets, ports),
+            [*_command(folder, buckets, ports), *_identities(folder, made, users or {})],
             # It reads the same AWS_* names as clients do, and settings below HOME: it gets its own.
             env={
                 "AWS_ACCESS_KEY_ID": server.access_key,
@@ -129,6 +137,23 @@ def _command(folder: Path, buckets: Sequence[str], ports: Sequence[int]) -> list
         "-volume.max=1000",
         *([f"-bucket={','.join(buckets)}"] if buckets else []),
     ]
+
+
+def _identities(folder: Path, made: Mapping[str, S3Server], users: Mapping[str, Sequence[str]]) -> list[str]:
+    if not users:
+        return []
+    config = folder / "identities.json"
+    config.touch(0o600)
+    identities = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": user.access_key, "secretKey": user.secret_key}],
+            "actions": list(users[name]),
+        }
+        for name, user in made.items()
+    ]
+    config.write_text(json.dumps({"identities": identities}))
+    return [f"-s3.config={config}"]
 
 
 def _weed() -> str:

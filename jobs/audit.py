@@ -37,6 +37,10 @@ class Settings:
     """List and count what would be audited; write nothing."""
     workers: int | None = None
     """Detectors; one per GPU, or one per four logical CPUs, when not given."""
+    max_denied: float = 0.5
+    """Stop when more than this share of the photos to audit is denied."""
+    max_lost: float = 0.2
+    """Stop and ask when more than this share of the last listing's photos is gone."""
     fail_on_errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Exit with 3 when photos could not be read and will be tried again by the next run."""
 
@@ -47,6 +51,9 @@ def work(settings: Settings) -> dict[str, Any]:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+    for name in ("max_denied", "max_lost"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UsageError(f"--{name.replace('_', '-')} is a share between 0 and 1")
     audited = AuditSettings(
         source=storage.normalize(settings.source),
         out=storage.normalize(settings.out),
@@ -55,6 +62,8 @@ def work(settings: Settings) -> dict[str, Any]:
         masks=settings.masks,
         limit=settings.limit,
         workers=settings.workers,
+        max_denied=settings.max_denied,
+        max_lost=settings.max_lost,
     )
     if settings.dry_run:
         with tempfile.TemporaryDirectory() as scratch:

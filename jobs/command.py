@@ -2,21 +2,32 @@
 
 import inspect
 import json
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp
 import tyro
 from botocore.exceptions import BotoCoreError, ClientError
 from deltalake.exceptions import DeltaError
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline import storage
+from pipeline.storage_errors import redacted
 
 Settings = TypeVar("Settings")
 
-EXPECTED = (ValueError, OSError, RayError, DeltaError, BotoCoreError, ClientError)
+# The last three: what a file that stands open on S3 raises while it is read.
+EXPECTED = (ValueError, OSError, RayError, DeltaError, BotoCoreError, ClientError, aiohttp.ClientError)
+
+# Ray Data adds to the words of an error, or as its file name, how Ray is told to try again.
+_RAY_DATA_ADVICE = re.compile(
+    r"(?:\n|: ['\"])Failed to .*? after \d+/\d+ attempts \(total backoff.*", re.DOTALL
+)
 
 
 class UsageError(ValueError):
@@ -39,6 +50,9 @@ def run(
     """
     prog = f"python -m jobs.{Path(inspect.getfile(settings_type)).stem}"
     settings = tyro.cli(settings_type, args=argv, prog=prog, description=description)
+    if threading.current_thread() is threading.main_thread():
+        # What ends a job in a container or on a spot node; a step that has more to save takes it over.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = work(settings)
         uri = result_uri(settings, result)
@@ -61,7 +75,7 @@ def run(
 
 
 def one_line(error: BaseException) -> str:
-    """The error's own words without line breaks; a Ray task's error speaks with the words of its cause.
+    """The error's own words in one line and without credentials; a Ray task's error has those of its cause.
 
     A cause that no command expects is a bug of ours and keeps its type's name before its words.
     """
@@ -69,8 +83,8 @@ def one_line(error: BaseException) -> str:
         error = error.cause
     # Ray Train keeps each worker's traceback; its last line is the error itself.
     for failure in getattr(error, "worker_failures", {}).values():
-        return str(failure).strip().splitlines()[-1]
-    text, name = " ".join(str(error).split()), type(error).__name__
+        return redacted(str(failure).strip().splitlines()[-1])
+    text, name = redacted(_RAY_DATA_ADVICE.sub("", str(error))), type(error).__name__
     if not text:
         return name
     return text if isinstance(error, EXPECTED) else f"{name}: {text}"

@@ -1,44 +1,47 @@
-"""The audit: list, subtract, read, decode, detect, stage and commit, report; it reads as it runs."""
+"""The audit: list, subtract, read, decode, detect, stage and commit, tidy, report; it reads as it runs."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal
 
-import pyarrow as pa
-import ray.data
+import ray
+from deltalake.exceptions import DeltaError
 
 from bdnet.model import Card, read_card
 from bdnet.photo import DECODER_VERSION
 from bdnet.preprocess import PREPROCESSING_VERSION
-from pipeline import cluster, storage
+from pipeline import cluster, lock, storage
+from pipeline.execution import Outcome, Plan, work_off
+from pipeline.housekeeping import tidy
 from pipeline.layout import AuditLayout, RunLayout
-from pipeline.ledger import Committer, Staged, known_keys, open_table, subtract
-from pipeline.listing import Listing, write_listing
-from pipeline.progress import Progress
+from pipeline.ledger import Committer, subtract
+from pipeline.listing import Listing, read_listing, write_listing
+from pipeline.progress import duration
 from pipeline.report import build_report
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, SCHEMA_VERSION
-from pipeline.steps import Detector, Provenance, read_and_decode, stage_rows
+from pipeline.steps import Provenance
+from pipeline.view import lost, previous_listing
 
 log = logging.getLogger("bdnet")
 
-PHOTOS_PER_BLOCK = 32
-# Rows of one staged file: small enough that a crash repeats seconds of work, not minutes.
-PHOTOS_PER_FILE = 128
-# Photos of one Ray Data execution: what the driver keeps about blocks is bounded by it.
-PHOTOS_PER_WINDOW = 50_000
+SUBTRACT_WITHIN_SECONDS = 1800.0
+TIDY_WITHIN_SECONDS = 7200.0
 
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """What to audit, with what, into where. ``working_size`` None is the model's own."""
+    """What to audit, with what, into where. ``working_size`` None is the model's own.
+
+    ``max_denied`` is a share of the photos to audit, ``max_lost`` one of the last listing of the same source.
+    """
 
     source: str
     out: str
@@ -47,6 +50,8 @@ class AuditSettings:
     masks: Literal["table", "shards"]
     limit: int | None
     workers: int | None
+    max_denied: float
+    max_lost: float
 
 
 def new_run_id() -> str:
@@ -80,7 +85,8 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
 
     Raises:
         ValueError: the settings are wrong or nothing is at the source.
-        OSError: storage refuses; what was committed until then stays.
+        OSError: storage refuses, another audit writes to ``out``, too many photos are denied or gone, or the
+            process was told to end; what was committed until then stays.
     """
     began = time.monotonic()
     card = check(settings)
@@ -88,38 +94,47 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
     layout, run = AuditLayout(settings.out), AuditLayout(settings.out).run(run_id)
     provenance = Provenance(card.digest, audit_digest(card.digest, working_size), run_id)
 
-    log.info("listing %s", settings.source)
-    started_at = datetime.now(UTC)
-    listing = write_listing(settings.source, run.listing, settings.limit)
-    log.info("%s", _found(listing))
+    with lock.hold(layout.lock, run_id) as check_lock:
+        log.info("listing %s", settings.source)
+        started_at = datetime.now(UTC)
+        listing = write_listing(settings.source, run.listing, settings.limit)
+        log.info("%s", _found(listing))
+        _check_lost(listing, layout, settings)
 
-    open_table(layout.table, AUDIT_TABLE)
-    known = known_keys(layout.table, provenance.audit_digest)
-    to_do = sum(photos.num_rows for photos in subtract(listing.shards, known))
-    log.info("%s photos to audit, %s audited before", f"{to_do:,}", f"{listing.photos - to_do:,}")
-    _write_settings(settings, card, working_size, provenance, listing, run, started_at)
+        table = Committer(layout.table, AUDIT_TABLE, run_id)
+        failures = Committer(layout.failures, FAILURES_TABLE, run_id)
+        outcome = Outcome()
+        with contextlib.ExitStack() as until_ray_ends:
 
-    outcome = Outcome()
-    if to_do:
-        with cluster.connect(settings.workers) as shares:
-            log.info("%s", _shares_said(shares))
-            progress = Progress("photos", to_do)
-            committers = {
-                "table": Committer(layout.table, AUDIT_TABLE, run_id),
-                "failures": Committer(layout.failures, FAILURES_TABLE, run_id),
-            }
-            for window in _windows(subtract(listing.shards, known)):
-                _audit_window(
-                    window, settings, working_size, provenance, shares, committers, outcome, progress
+            def connect() -> cluster.Shares:
+                return until_ray_ends.enter_context(cluster.connect(settings.workers))
+
+            # A night without news on a small archive needs no cluster.
+            shares = connect() if len(listing.shards) > 1 else None
+            known = (layout.table, table.version, provenance.audit_digest)
+            to_do = _subtract_all(listing.shards, run.to_do, known, shares)
+            photos = sum(to_do.values())
+            log.info("%s photos to audit, %s audited before", f"{photos:,}", f"{listing.photos - photos:,}")
+            # From here on the listing is what the archive holds: a run without settings has none.
+            _write_settings(settings, card, working_size, provenance, listing, run, started_at)
+            if photos:
+                plan = Plan(
+                    settings.out,
+                    settings.model,
+                    working_size,
+                    settings.masks,
+                    settings.max_denied,
+                    provenance,
+                    shares or connect(),
                 )
-            progress.close()
-    # By row, never by block: every photo of the to-do has its answer.
-    if outcome.photos != to_do:
-        raise OSError(f"{to_do - outcome.photos} photos have no row yet; run the same command again")
+                log.info("%s", _shares_said(plan.shares))
+                outcome = work_off(to_do, plan, table, failures, check_lock)
+                _tidy(settings.out, plan.shares)
+        storage.remove_folder(run.to_do)
 
-    seconds = time.monotonic() - began
-    log.info("report: %s", run.report)
-    build_report(settings.out, run.report)
+        seconds = time.monotonic() - began
+        log.info("report: %s", run.report)
+        build_report(settings.out, run.report)
     return {
         "table": layout.table,
         "report": run.report,
@@ -133,100 +148,68 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
 
 
 def dry_run(settings: AuditSettings, scratch: str) -> dict[str, Any]:
-    """List and subtract only; the listing goes to the folder ``scratch``, nothing is written to ``out``."""
+    """List and subtract only; the lists go to the folder ``scratch``, nothing is written to ``out``."""
     card = check(settings)
     digest = audit_digest(card.digest, settings.working_size or card.working_size)
     listing = write_listing(settings.source, scratch, settings.limit)
     log.info("%s", _found(listing))
-    layout = AuditLayout(settings.out)
-    known = known_keys(layout.table, digest)
-    to_do = sum(photos.num_rows for photos in subtract(listing.shards, known))
+    table = AuditLayout(settings.out).table
     return {
         "dry_run": True,
-        "table": layout.table,
+        "table": table,
         "listed": listing.photos,
-        "photos": to_do,
+        "photos": sum(subtract(shard, f"{shard}.to_do", table, None, digest) for shard in listing.shards),
         "skipped_by_suffix": listing.skipped_by_suffix,
     }
 
 
-class Outcome:
-    """What the run's committed files hold."""
-
-    def __init__(self) -> None:
-        self.photos = 0
-        self.by_status: Counter[str] = Counter()
-        self.by_verdict: Counter[str] = Counter()
-
-
-def _audit_window(
-    photos: Sequence[pa.Table],
-    settings: AuditSettings,
-    working_size: int,
-    provenance: Provenance,
-    shares: cluster.Shares,
-    committers: dict[str, Committer],
-    outcome: Outcome,
-    progress: Progress,
-) -> None:
-    """Run the steps on the cluster for a bounded number of photos and commit what they stage."""
-    files = (
-        ray.data.from_arrow(list(photos))
-        .map_batches(
-            partial(read_and_decode, working_size=working_size),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=shares.decode_cpus,
+def _check_lost(listing: Listing, layout: AuditLayout, settings: AuditSettings) -> None:
+    """Ask, instead of taking photos out of the view, where a listing lacks many that the last one had."""
+    before = previous_listing(layout, settings.source) if listing.complete else []
+    if not before:
+        return
+    gone, had = lost(before, listing.shards), sum(len(read_listing(shard)) for shard in before)
+    if gone > settings.max_lost * had:
+        raise OSError(
+            f"{gone:,} of the {had:,} photos that were at {settings.source} are gone. If that is right, run"
+            f" again with --max-lost {min(1.0, math.ceil(gone / had * 100) / 100):g}; nothing was changed"
         )
-        .map_batches(
-            Detector,
-            fn_constructor_args=(settings.model, provenance.model_digest, shares.threads_per_detector),
-            batch_size=PHOTOS_PER_BLOCK,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=shares.detectors),
-            num_cpus=shares.detector_cpus,
-            num_gpus=shares.detector_gpus or None,
-        )
-        .map_batches(
-            partial(
-                stage_rows,
-                out=settings.out,
-                provenance=provenance,
-                mask_shards=settings.masks == "shards",
-            ),
-            batch_size=PHOTOS_PER_FILE,
-            batch_format="pyarrow",
-            num_cpus=shares.stage_cpus,
-        )
-    )
+    if gone:
+        log.info("%s photos are gone; they leave the view and keep their rows", f"{gone:,}")
+
+
+def _subtract_all(
+    shards: Sequence[str], folder: str, known: tuple[str, int, str], shares: cluster.Shares | None
+) -> dict[str, int]:
+    """Subtract shard by shard, in tasks where there is a cluster; return to-do lists with their lengths."""
+    lists = [storage.join(folder, shard.rpartition("/")[2]) for shard in shards]
+    if shares is None:
+        lengths = [subtract(shard, to_do, *known) for shard, to_do in zip(shards, lists, strict=True)]
+    else:
+        task = ray.remote(subtract).options(num_cpus=shares.decode_cpus)
+        found = [task.remote(shard, to_do, *known) for shard, to_do in zip(shards, lists, strict=True)]
+        waiting = found
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=SUBTRACT_WITHIN_SECONDS)
+            if not done:
+                waited = duration(SUBTRACT_WITHIN_SECONDS)
+                raise OSError(f"no task read the table for {waited}; see whether the cluster has a free CPU")
+        lengths = ray.get(found)
+    return {to_do: photos for to_do, photos in zip(lists, lengths, strict=True) if photos}
+
+
+def _tidy(out: str, shares: cluster.Shares) -> None:
+    """Compact and clean in a task: it takes memory that the driver need not have."""
     try:
-        # By default Ray hands over a block when it has the next one: behind a slow photo, files that are
-        # written would wait for their commit.
-        for written in files.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            assert isinstance(written, pa.Table)
-            for row in written.to_pylist():
-                committers[row["target"]].add(Staged(row["path"], row["size"], row["rows"]))
-                outcome.photos += row["rows"]
-                outcome.by_status.update(json.loads(row["by_status"]))
-                outcome.by_verdict.update(json.loads(row["by_verdict"]))
-                progress.add(row["rows"])
-    finally:
-        # Also when a step fails: what is staged and known here is not done twice.
-        for committer in committers.values():
-            committer.flush()
-
-
-def _windows(to_do: Iterator[pa.Table]) -> Iterator[list[pa.Table]]:
-    """Cut the to-do into blocks, and gather blocks into windows of bounded size."""
-    window: list[pa.Table] = []
-    for shard in to_do:
-        for start in range(0, len(shard), PHOTOS_PER_BLOCK):
-            window.append(shard.slice(start, PHOTOS_PER_BLOCK))
-            if len(window) * PHOTOS_PER_BLOCK >= PHOTOS_PER_WINDOW:
-                yield window
-                window = []
-    if window:
-        yield window
+        done = ray.get(
+            ray.remote(tidy).options(num_cpus=shares.stage_cpus).remote(out), timeout=TIDY_WITHIN_SECONDS
+        )
+    except (ray.exceptions.RayError, OSError, DeltaError) as error:
+        # All photos have their rows; the next run tidies.
+        log.warning("small files were not joined: %s", " ".join(str(error).split())[:300])
+    else:
+        if any(done.values()):
+            log.info("%(compacted)d small files joined, %(removed)d old files removed", done)
 
 
 def _write_settings(

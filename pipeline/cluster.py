@@ -1,15 +1,18 @@
-"""Join the Ray cluster that ``RAY_ADDRESS`` names, or start a local one; say how its CPUs are shared.
+"""Join the Ray cluster that ``RAY_ADDRESS`` names, or start a local one; say how its nodes are shared.
 
 Ray gives every task and actor a whole logical CPU by default. On a small machine the actors then hold
 all of them and the tasks that feed them wait for ever, so shares are given on purpose: a stage's share is
-never more than what leaves room for the others.
+never more than what leaves room for the others on the node where it runs.
 """
 
 import contextlib
 import logging
+import math
 import os
+import secrets
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,25 @@ import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+log = logging.getLogger("bdnet")
+
+# Where detectors get less of a CPU or GPU than this, memory goes to copies of the network, to no avail.
+SMALLEST_SHARE = 0.1
+# An autoscaler that has no node yet needs some minutes for the first one.
+NODES_WITHIN_SECONDS = 600.0
+# Blocks that may wait, decoded or being decoded, for each detector. On a CPU a block takes it many seconds;
+# a GPU takes blocks as fast as some ten decoders make them.
+BLOCKS_AHEAD_OF_CPU = 6
+BLOCKS_AHEAD_OF_GPU = 32
+
+
+@dataclass(frozen=True)
+class Node:
+    """Logical CPUs and GPUs of one node of a cluster."""
+
+    cpus: float
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,30 +53,79 @@ class Shares:
     threads_per_detector: int
 
 
-def shares(cpus: float, gpus: float, workers: int | None = None) -> Shares:
-    """Divide a cluster of ``cpus`` logical CPUs and ``gpus`` GPUs among the stages of a run.
+def shares(nodes: Sequence[Node], workers: int | None = None, cores_per_cpu: float = 1.0) -> Shares:
+    """Divide a cluster, of which one node at least has CPUs, among the stages of a run.
 
-    Decode and detect never ask for the same resources: Ray Data would fuse them into one actor and run
-    them one after the other.
+    Detectors run on the nodes with GPUs where there are such. A task or actor runs on *one* node: shares
+    come from single nodes, never from the cluster's total.
+
+    Args:
+        nodes: the nodes that are there now; those that come later run more tasks of the other stages.
+        workers: detectors; by default one per GPU, or one per four CPUs of a node and one on smaller nodes.
+        cores_per_cpu: cores behind one logical CPU.
+
+    Raises:
+        ValueError: more ``workers`` than fit.
     """
-    assert cpus > 0
-    on_gpu = gpus >= 1
-    detectors = workers or max(1, int(gpus if on_gpu else cpus // 4))
-    # Half of the CPUs detect; decoding and staging share the rest, whatever the number of detectors.
-    detector_cpus = round(cpus / 2 / detectors, 3)
-    if on_gpu:
-        detector_cpus = min(0.5, detector_cpus)  # it only feeds the GPU
-    decode_cpus = round(min(1.0, cpus / 4), 3)
+    assert any(node.cpus > 0 for node in nodes)
+    gpus = sum(int(node.gpus) for node in nodes)
+    # Decoding keeps off nodes with GPUs, but falls back on them: it must fit on either.
+    groups = [[node.cpus for node in nodes if (node.gpus >= 1) == on_gpu] for on_gpu in (False, True)]
+    largest = min(max(cpus) for cpus in groups if any(cpus))
+    decode_cpus = _floor(min(1.0, largest / 4))
+    if gpus:
+        detectors = workers or gpus
+        each_gpu = math.ceil(detectors / gpus)
+        detector_gpus = _floor(1 / each_gpu)
+        # It only feeds the GPU, and half of the node's CPUs stay free for other stages.
+        room = min(node.cpus / (2 * int(node.gpus) * each_gpu) for node in nodes if node.gpus >= 1)
+        detector_cpus, threads = _floor(min(0.5, room)), 1
+        if detector_gpus < SMALLEST_SHARE:
+            raise _too_many(detectors, int(1 / SMALLEST_SHARE) * gpus, "GPUs")
+    else:
+        sizes = Counter(node.cpus for node in nodes if node.cpus > 0)
+        detectors = workers or sum(max(1, int(cpus / 4)) * count for cpus, count in sizes.items())
+        # On a single node detectors hold half of the CPUs. On several they hold a quarter: where half of the
+        # nodes are lost, the others hold all detectors and still have CPUs left to feed them.
+        part = 2 if sizes.total() == 1 else 4
+        detector_cpus, detector_gpus = _largest_that_fits(sizes, detectors, part), 0.0
+        if detector_cpus < SMALLEST_SHARE:
+            fit = sum(int(cpus / part / SMALLEST_SHARE) * count for cpus, count in sizes.items())
+            raise _too_many(detectors, max(1, fit), "CPUs")
+        # Threads are not logical CPUs: reading and staging leave most of theirs idle.
+        threads = max(1, int(detector_cpus * part * cores_per_cpu))
     if decode_cpus == detector_cpus:
-        decode_cpus = round(decode_cpus * 0.9, 3)
+        # Ray Data fuses stages that ask for the same into one actor, and they would take turns.
+        decode_cpus = _floor(decode_cpus * 0.9)
     return Shares(
         detectors=detectors,
         detector_cpus=detector_cpus,
-        detector_gpus=min(1.0, gpus / detectors) if on_gpu else 0.0,
+        detector_gpus=detector_gpus,
         decode_cpus=decode_cpus,
-        stage_cpus=round(min(0.25, cpus / 16), 3),
-        threads_per_detector=1 if on_gpu else max(1, (os.cpu_count() or 1) // detectors),
+        stage_cpus=_floor(min(0.25, largest / 16)),
+        threads_per_detector=threads,
     )
+
+
+def _largest_that_fits(sizes: Counter[float], detectors: int, part: int) -> float:
+    """Most CPUs that each detector can have when they hold no more than 1/``part`` of any node."""
+    candidates = {_floor(cpus / part / count) for cpus in sizes for count in range(1, detectors + 1)}
+    fitting = [
+        share
+        for share in candidates
+        if share > 0
+        and sum(int(cpus / part / share + 1e-6) * count for cpus, count in sizes.items()) >= detectors
+    ]
+    return max(fitting, default=0.0)
+
+
+def _floor(share: float) -> float:
+    # Ray counts in ten-thousandths; rounded up, the last detector would not fit.
+    return math.floor(share * 1000 + 1e-6) / 1000
+
+
+def _too_many(detectors: int, fit: int, of: str) -> ValueError:
+    return ValueError(f"{detectors} workers are more than the cluster's {of} hold; ask for {fit} at most")
 
 
 @contextlib.contextmanager
@@ -63,34 +134,97 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
 
     With ``RAY_ADDRESS`` set (as ``ray job submit`` does) the job joins that cluster and leaves it running.
     Otherwise a local Ray starts with as many logical CPUs as the machine has cores, but at least four, and
-    stops with the job. ``RAY_AUTH_MODE`` is left as the user set it; a local Ray listens on loopback.
+    stops with the job. It listens on all of the machine's addresses, so it wants a token, made for this run
+    and known to its processes alone, unless the user has set ``RAY_AUTH_MODE=disabled``.
 
     Raises:
-        OSError: Ray can't be joined or started.
+        OSError: Ray can't be joined or started, or no node of the cluster gets a CPU in time.
+        ValueError: more ``workers`` than fit.
     """
     quiet_ray_data()
-    _init(os.environ.get("RAY_ADDRESS"))
+    address = os.environ.get("RAY_ADDRESS")
+    cores = os.cpu_count() or 1
+    logical = max(4, cores)
+    _init(address, logical)
     try:
-        total = ray.cluster_resources()
-        yield shares(total.get("CPU", 1.0), total.get("GPU", 0.0), workers)
+        if address:
+            yield shares(_nodes_with_cpus(address), workers)
+        else:
+            yield shares(_nodes(), workers, cores_per_cpu=cores / logical)
     finally:
         ray.shutdown()
 
 
-def _init(address: str | None) -> None:
+def _init(address: str | None, logical_cpus: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"worker_process_setup_hook": _leave_working_dir}, **quiet)
             return
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        if os.environ.get("RAY_AUTH_MODE") != "disabled":
+            # Ray's default for a local cluster is a token too, but one that it leaves in ~/.ray for good.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says so each time
         # Ray's core prints to the terminal what belongs into its log files; errors come as exceptions.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Without "local" Ray joins whatever `ray start` left on this machine, and refuses num_cpus then.
-        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=logical_cpus, include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare Exception when a node doesn't come up in time.
         where = f"the Ray cluster at {address} can't be joined" if address else "a local Ray did not start"
         raise OSError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _leave_working_dir() -> None:
+    # A node that joins unpacks the job's working directory anew. Where it shares Ray's folder with others, as
+    # nodes of one machine do, their workers lose the folder that they stand in, and torch can't be imported.
+    os.chdir("/")
+
+
+def _nodes() -> list[Node]:
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in resources]
+
+
+def _nodes_with_cpus(address: str) -> list[Node]:
+    """The cluster's nodes, as soon as one has CPUs; a task that waits for them tells the autoscaler."""
+    if not any(node.cpus > 0 for node in _nodes()):
+        log.info("waiting for a node with CPUs")
+        probe = ray.remote(num_cpus=1)(lambda: None).remote()
+        if not ray.wait([probe], timeout=NODES_WITHIN_SECONDS)[0]:
+            raise OSError(
+                f"no node of the Ray cluster at {address} got a CPU within {NODES_WITHIN_SECONDS:.0f} s; "
+                "add one with `ray start --address=… --num-cpus=…`"
+            )
+    return _nodes()
+
+
+def off_gpu_nodes() -> dict[str, Any]:
+    """Options of a task that keep it off the nodes that have GPUs now, as long as it fits on another node.
+
+    Ray Data spreads tasks evenly, also over the CPUs that feed GPUs. Tasks wait for a node without GPUs
+    while there is one; where there is none, or the last one is lost, they run anywhere.
+    """
+    with_gpus = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU", 0) >= 1]
+    if not with_gpus:
+        return {}
+    label = "ray.io/node-id"
+    return {
+        "label_selector": {label: f"!in({','.join(with_gpus)})"},
+        # All nodes; with an empty selector tasks were seen on GPU nodes while others were free.
+        "fallback_strategy": [{"label_selector": {label: "!none"}}],
+    }
+
+
+def bound_decoded(shares: Shares, block_bytes: int) -> None:
+    """Let the datasets made from now on hold a few blocks for each detector; ``block_bytes``: of pixels.
+
+    By default Ray Data decodes ahead until half of the object store is full.
+    """
+    ahead = BLOCKS_AHEAD_OF_GPU if shares.detector_gpus else BLOCKS_AHEAD_OF_CPU
+    options = ray.data.DataContext.get_current().execution_options
+    options.resource_limits = ray.data.ExecutionResources.for_limits(
+        object_store_memory=shares.detectors * ahead * block_bytes
+    )
 
 
 def quiet_ray_data() -> None:

@@ -1,7 +1,7 @@
 """Where everything lies under ``--out``; the only place that builds these paths.
 
-OUT/table/  OUT/failures/  OUT/masks/
-OUT/runs/RUN_ID/{settings.json,listing/,result.json,log.txt,report.html}
+OUT/table/  OUT/failures/  OUT/masks/  OUT/lock.json
+OUT/runs/RUN_ID/{settings.json,listing/,to_do/,result.json,log.txt,report.html}
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,11 @@ class AuditLayout:
         return self._under("masks")
 
     @property
+    def lock(self) -> str:
+        """Held by the one audit that writes."""
+        return self._under("lock.json")
+
+    @property
     def runs(self) -> str:
         """The folder of runs."""
         return self._under("runs")
@@ -56,6 +61,11 @@ class RunLayout:
     def listing(self) -> str:
         """The folder of the run's listing shards."""
         return f"{self.root}/listing"
+
+    @property
+    def to_do(self) -> str:
+        """The folder of the listing's photo versions that the table doesn't know; gone after the run."""
+        return f"{self.root}/to_do"
 
     @property
     def result(self) -> str:

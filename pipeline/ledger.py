@@ -1,84 +1,79 @@
 """The table is the ledger: subtract what it holds, stage new rows beside it, commit them in the driver.
 
-Staged files that no commit names are never read. A task that is retried stages another file, and only the
-file whose add-action came back is committed, so no row is lost or doubled.
+Why nothing is lost or doubled, whatever dies when (drawing: docs/exactly-once.md):
+
+- Staged files that no commit names are never read. A task that is retried stages another file, and only the
+  file whose add-action came back to the driver is committed.
+- A commit is one object of the Delta log, written if nobody was faster: it is there or it isn't.
+- Every commit of every run carries the same app id with a rising number, and is made on top of the very
+  version that the run subtracted: a writer that was thought dead and wakes up is refused.
 """
 
+import contextlib
 import io
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, Transaction
-from deltalake.exceptions import TableNotFoundError
+from deltalake import CommitProperties, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline import storage
+from pipeline.delta import SKIPPED_BY, open_table, query, quoted, scan  # noqa: F401
 from pipeline.listing import read_listing
-from pipeline.schema import LISTING
 
+APP_ID = "bdnet-audit"
 COMMIT_EVERY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Staged:
-    """One Parquet file beside a table, written but not yet part of it."""
+    """One Parquet file beside a table, written but not yet part of it. ``stats`` is Delta's JSON of them."""
 
     path: str  # relative to the table
     size: int
     rows: int
+    stats: str
 
 
-def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
-    """Open the Delta table at ``uri``, created empty where there is none."""
-    options = storage.delta_options(uri)
-    try:
-        return DeltaTable(uri, storage_options=options)
-    except TableNotFoundError:
-        return DeltaTable.create(uri, Schema.from_arrow(schema), mode="ignore", storage_options=options)
+def subtract(shard: str, to_do: str, table_uri: str, version: int | None, audit_digest: str) -> int:
+    """Write to ``to_do`` the photo versions of a listing shard that the table doesn't know; return how many.
 
-
-def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
-    """Run ``sql`` on the Delta table at ``uri``, named ``delta``; no rows where no table was begun.
-
-    Raises:
-        OSError: the table has lost a file or can't be read.
+    A listing comes in the order of its keys, so a shard spans a small range of them and few of the table's
+    files reach into it. The answer streams: memory is bounded by the shard even where the range is all.
     """
-    # Filters are pushed into the Parquet scan, so that wide columns are read for matching rows only.
-    builder = QueryBuilder({"datafusion.execution.parquet.pushdown_filters": "true"})
-    try:
-        table = DeltaTable(uri, storage_options=storage.delta_options(uri))
-        found = pa.table(builder.register("delta", table).execute(sql).read_all())
-    except TableNotFoundError:
-        return schema.empty_table()
-    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {uri}: {error}") from error
-    return found.cast(schema)  # The engine answers with string views, which joins don't take.
+    listing = read_listing(shard)
+    keys = _keys(listing)
+    is_known = np.zeros(len(listing), bool)
+    if len(listing):
+        span = pc.min_max(listing["uri"]).as_py()
+        sql = f"""SELECT uri, etag FROM delta WHERE audit_digest = {quoted(audit_digest)}
+            AND uri BETWEEN {quoted(span["min"])} AND {quoted(span["max"])}"""
+        try:
+            for known in scan(table_uri, sql, version):
+                is_known |= pc.is_in(keys, _keys(known)).to_numpy(zero_copy_only=False)
+        except TableNotFoundError:
+            pass
+        except Exception as error:
+            raise OSError(f"cannot read the table {table_uri}: {error}") from error
+    rest = listing.filter(pa.array(~is_known))
+    if rest.num_rows:
+        buffer = io.BytesIO()
+        pq.write_table(rest, buffer, compression="zstd")
+        storage.write_bytes(to_do, buffer.getvalue())
+    return rest.num_rows
 
 
-def quoted(text: str) -> str:
-    """``text`` as a literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def known_keys(table_uri: str, audit_digest: str) -> pa.Table:
-    """(uri, etag) of every row of the audit table with this digest; empty where there is no table."""
-    keys = pa.schema([("uri", pa.string()), ("etag", pa.string())])
-    return query(table_uri, f"SELECT uri, etag FROM delta WHERE audit_digest = {quoted(audit_digest)}", keys)
-
-
-def subtract(shards: Sequence[str], known: pa.Table) -> Iterator[pa.Table]:
-    """Photo versions of each listing shard that the table doesn't know yet, as ``schema.LISTING``."""
-    for shard in shards:
-        listing = read_listing(shard)
-        if known.num_rows:
-            listing = listing.join(known, keys=["uri", "etag"], join_type="left anti").cast(LISTING)
-        if listing.num_rows:
-            yield listing.combine_chunks()
+def _keys(rows: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
+    """(uri, etag) as one string each; an etag holds no line break."""
+    uri, etag = (rows[name].cast(pa.string()) for name in ("uri", "etag"))
+    return pc.binary_join_element_wise(etag, uri, "\n")
 
 
 def stage(rows: pa.Table, table_uri: str, run_id: str) -> Staged:
@@ -87,44 +82,62 @@ def stage(rows: pa.Table, table_uri: str, run_id: str) -> Staged:
     pq.write_table(rows, buffer, compression="zstd")
     name = f"part-{run_id}-{uuid.uuid4().hex}.parquet"
     storage.write_bytes(storage.join(table_uri, name), buffer.getvalue())
-    return Staged(name, buffer.tell(), rows.num_rows)
+    spans = {name: pc.min_max(rows[name]).as_py() for name in SKIPPED_BY if name in rows.schema.names}
+    stats = {
+        "numRecords": rows.num_rows,
+        "minValues": {name: span["min"] for name, span in spans.items()},
+        "maxValues": {name: span["max"] for name, span in spans.items()},
+    }
+    return Staged(name, buffer.tell(), rows.num_rows, json.dumps(stats))
 
 
 class Committer:
-    """Commits staged files to one table, in groups. Only the driver has one.
-
-    Every commit names the run and a rising version, so that the log tells which commit of which run it was.
-    """
+    """Commits staged files to one table, in groups. Only the driver of a run that holds the lock has one."""
 
     def __init__(self, table_uri: str, schema: pa.Schema, run_id: str) -> None:
-        self._uri, self._schema, self._run_id = table_uri, schema, run_id
-        self._version = 0
+        self._uri, self._run_id = table_uri, run_id
+        self._schema = Schema.from_arrow(schema)
+        self._table = open_table(table_uri, schema)
         self._pending: list[Staged] = []
         self._committed_at = time.monotonic()
 
-    def add(self, staged: Staged) -> None:
-        """Take a file; commit all that wait when the last commit is a while ago."""
-        self._pending.append(staged)
-        if time.monotonic() - self._committed_at >= COMMIT_EVERY_SECONDS:
-            self.flush()
+    @property
+    def version(self) -> int:
+        """The version of the table that the next commit follows."""
+        return self._table.version()
 
-    def flush(self) -> None:
-        """Commit what waits, all of it or nothing."""
-        if not self._pending:
+    def add(self, staged: Staged) -> None:
+        """Take a file for the next commit."""
+        self._pending.append(staged)
+
+    def flush(self, *, if_due: bool = False) -> None:
+        """Commit what waits, all of it or nothing; ``if_due``: only when the last commit is a while ago.
+
+        Raises:
+            OSError: another run has committed to the table since this one began.
+        """
+        if not self._pending or (if_due and time.monotonic() - self._committed_at < COMMIT_EVERY_SECONDS):
             return
+        # What is being committed no longer waits: stopped in here, a run never commits a file twice.
+        files, self._pending = self._pending, []
         now = int(time.time() * 1000)
         actions: list[AddAction | RemoveAction] = [
-            AddAction(s.path, s.size, {}, now, data_change=True, stats=json.dumps({"numRecords": s.rows}))
-            for s in self._pending
+            AddAction(file.path, file.size, {}, now, data_change=True, stats=file.stats) for file in files
         ]
-        self._version += 1
-        open_table(self._uri, self._schema).create_write_transaction(
-            actions,
-            mode="append",
-            schema=Schema.from_arrow(self._schema),
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(self._run_id, self._version, now)]
-            ),
-        )
-        self._pending.clear()
+        following = self.version + 1
+        ours = {"bdnet_commit": f"{self._run_id} {following}"}
+        number = (self._table.transaction_version(APP_ID) or 0) + 1
+        properties = CommitProperties(ours, app_transactions=[Transaction(APP_ID, number, now)])
+        # Refused, or perhaps written and only the answer was lost: the table tells.
+        with contextlib.suppress(CommitFailedError):
+            self._table.create_write_transaction(
+                actions, mode="append", schema=self._schema, commit_properties=properties
+            )
+        self._table.update_incremental()
+        last = self._table.history(1)[0]
+        if self.version != following or last.get("bdnet_commit") != ours["bdnet_commit"]:
+            raise OSError(
+                f"another audit has written to {self._uri} since this one began; what this one had committed"
+                " stays. Run the same command again when no other runs"
+            )
         self._committed_at = time.monotonic()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline import storage
+from pipeline import inventory, storage
 from pipeline.schema import LISTING
+from pipeline.storage_errors import explained, is_ours, patiently
 
 _PHOTO_TYPES = (
     "jpg",
@@ -51,11 +53,12 @@ class Listing:
 def write_listing(source: str, folder: str, limit: int | None = None) -> Listing:
     """List the photos under ``source`` into Parquet shards of ``schema.LISTING`` in ``folder``.
 
-    ``source`` is a folder, a prefix, or a ``.parquet`` manifest with those columns. What isn't a photo by its
-    suffix is counted by suffix.
+    ``source`` is a folder, a prefix, a ``.parquet`` manifest with those columns, or the ``manifest.json`` of
+    an S3 Inventory. What isn't a photo by its suffix is counted by suffix.
 
     Raises:
-        ValueError: there is nothing under ``source``.
+        ValueError: there is nothing under ``source``, or a manifest is not as it should be.
+        OSError: storage refuses; the shards in ``folder`` are no listing then.
     """
     shards: list[str] = []
     skipped: Counter[str] = Counter()
@@ -103,8 +106,19 @@ def _counted(suffix: str) -> str:
 
 
 def _entries(source: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from _entries_of(source)
+    except Exception as error:
+        if isinstance(error, OSError) or is_ours(error):
+            raise
+        raise explained(error, source) from error  # a file system's own kind of error
+
+
+def _entries_of(source: str) -> Iterator[dict[str, Any]]:
     if source.endswith(".parquet"):
         return _manifest_entries(source)
+    if source.endswith("/manifest.json"):
+        return inventory.entries(source)
     if storage.is_local(source):
         return _local_entries(source)
     fs, path = storage.filesystem(source)
@@ -113,7 +127,7 @@ def _entries(source: str) -> Iterator[dict[str, Any]]:
 
 def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
     fs, path = storage.filesystem(source)
-    with fs.open(path, "rb") as file:
+    with patiently(lambda: fs.open(path, "rb"), source) as file:
         manifest = pq.ParquetFile(file)
         missing = [name for name in LISTING.names if name not in manifest.schema_arrow.names]
         if missing:
@@ -170,8 +184,14 @@ def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
     bucket, _, prefix = path.partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     token: dict[str, str] = {}
+
+    def next_page() -> dict[str, Any]:
+        # The bound is of the whole answer: one that trickles is never silent.
+        within = {"timeout": storage.CALL_SECONDS}
+        return fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token, **within)
+
     while True:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        page = patiently(next_page, f"s3://{path}")
         for item in page.get("Contents", []):
             # Some writers leave an empty key for a folder.
             if not item["Key"].endswith("/"):
@@ -187,14 +207,26 @@ def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _fsspec_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
-    for _folder, _folders, files in fs.walk(path, detail=True):
-        for info in files.values():
-            yield {
-                "uri": fs.unstrip_protocol(info["name"]),
-                "etag": storage.info_etag(info),
-                "size_bytes": info.get("size") or 0,
-                "modified_at": None,
-            }
+    """Files below ``path``, by folders. ``fs.walk`` leaves out what can't be listed, as if it were gone."""
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        page = partial(storage.within, storage.LONG_CALL_SECONDS, fs, "ls", folder, detail=True)
+        try:
+            found = patiently(page, fs.unstrip_protocol(folder))
+        except FileNotFoundError:
+            continue  # gone since the folder above was read
+        for info in found:
+            if info["type"] == "directory":
+                if info["name"].rstrip("/") != folder.rstrip("/"):
+                    folders.append(info["name"])
+            else:
+                yield {
+                    "uri": fs.unstrip_protocol(info["name"]),
+                    "etag": storage.info_etag(info),
+                    "size_bytes": info.get("size") or 0,
+                    "modified_at": None,
+                }
 
 
 def _raise(error: OSError) -> None:

@@ -1,14 +1,16 @@
 """The audit's report: one self-contained HTML file that people look at each morning.
 
-Masks and pixels are read for the photos of the galleries alone.
+The photos stream by: counts and the few photos that the report shows are all that stays of them. Masks and
+pixels are read for the photos of the galleries alone.
 """
 
 import base64
 import functools
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,11 +26,11 @@ from scipy import ndimage
 
 from bdnet import photo
 from pipeline import storage
+from pipeline.delta import query, quoted
 from pipeline.fetch import classify
 from pipeline.layout import AuditLayout
-from pipeline.ledger import query, quoted
 from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
-from pipeline.view import NOT_AUDITED, Run, View, current_view, moment
+from pipeline.view import NOT_AUDITED, PHOTOS, View, current_view, first, moment
 
 GALLERY_SIZE = 24
 THUMBNAIL_SIZE = 320
@@ -41,8 +43,13 @@ STATUSES = (*FINAL_STATUSES, *RETRYABLE_STATUSES, NOT_AUDITED)
 WIDE = (
     *("uri", "etag", "size_bytes", "format", "width", "height", "captured_at", "camera", "lens", "iso"),
     *("exposure_s", "f_number", "focal_mm", "blurred_fraction", "blur_kind", "kind_confidence"),
-    *("verdict", "focus", "mask"),
+    *("verdict", "focus", "mask", "audit_digest"),
 )
+# The engine skips files by their names only where a list is as short as this.
+NAMES_PER_QUERY = 20
+# What is said of a kind of blur in the histogram.
+KINDS = {"motion": "motion", "defocus": "defocus", None: "too little to tell"}
+HISTOGRAM_BINS = 20
 
 # Magenta is rare in photographs and keeps its contrast on dark and bright ones.
 MASK_COLOUR = np.array([236, 0, 140], np.float32)
@@ -74,6 +81,24 @@ class Gallery:
     cards: list[Card]
 
 
+@dataclass
+class Found:
+    """What the report keeps of all photos: counts, and the first few rows (``view.PHOTOS``) of each kind."""
+
+    photos: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    by_verdict: Counter[str] = field(default_factory=Counter)
+    by_focus: Counter[str] = field(default_factory=Counter)
+    # Photos per bin of blurred_fraction, by kind of blur.
+    histogram: dict[str | None, np.ndarray] = field(
+        default_factory=lambda: {kind: np.zeros(HISTOGRAM_BINS, np.int64) for kind in KINDS}
+    )
+    most_blurred: pa.Table = field(default_factory=PHOTOS.empty_table)
+    missed: pa.Table = field(default_factory=PHOTOS.empty_table)
+    sharpest: pa.Table = field(default_factory=PHOTOS.empty_table)
+    problems: pa.Table = field(default_factory=PHOTOS.empty_table)
+
+
 @dataclass(frozen=True)
 class ReportSummary:
     """What the report counted. The values of ``by_status`` add up to ``photos``; words without photos are
@@ -95,37 +120,63 @@ def build_report(audit_uri: str, destination: str, gallery_size: int = GALLERY_S
         ValueError: ``audit_uri`` holds no audit, or its settings are not those of one.
         OSError: the audit cannot be read or the report cannot be written.
     """
-    layout = AuditLayout(storage.normalize(audit_uri))
-    view = current_view(layout)
+    view = current_view(AuditLayout(storage.normalize(audit_uri)))
+    found = find(view.tables(), gallery_size)
     summary = ReportSummary(
         report=storage.normalize(destination),
         run_id=view.run.run_id,
-        photos=view.photos.num_rows,
-        by_status=_counts(view.photos["status"], STATUSES),
-        by_verdict=_counts(view.photos["verdict"], VERDICTS),
-        by_focus=_counts(view.photos["focus"], FOCUSES),
+        photos=found.photos,
+        by_status=_ordered(found.by_status, STATUSES),
+        by_verdict=_ordered(found.by_verdict, VERDICTS),
+        by_focus=_ordered(found.by_focus, FOCUSES),
     )
-    html = render(view, summary, galleries(layout, view, gallery_size))
+    html = render(view, summary, found, galleries(view, found, gallery_size))
     storage.write_bytes(summary.report, html.encode())
     return summary
 
 
-def galleries(layout: AuditLayout, view: View, size: int) -> list[Gallery]:
+def find(tables: Iterable[pa.Table], gallery_size: int) -> Found:
+    """Count the photos of ``view.PHOTOS`` tables and keep those that the report shows."""
+    found = Found()
+    for photos in tables:
+        found.photos += photos.num_rows
+        for counter, column in [
+            (found.by_status, "status"),
+            (found.by_verdict, "verdict"),
+            (found.by_focus, "focus"),
+        ]:
+            counts = pc.value_counts(photos[column].drop_null())
+            counter.update({str(item["values"]): int(item["counts"]) for item in counts.to_pylist()})
+        for kind, bins in found.histogram.items():
+            chosen = pc.is_null(photos["blur_kind"]) if kind is None else pc.equal(photos["blur_kind"], kind)
+            fractions = photos.filter(chosen)["blurred_fraction"].drop_null().to_numpy()
+            bins += np.histogram(fractions, bins=HISTOGRAM_BINS, range=(0, 1))[0]
+        blurred = photos.filter(pc.is_in(photos["verdict"], pa.array(["blurred", "partly_blurred"])))
+        missed = blurred.filter(pc.equal(blurred["focus"], "suspected_miss"))
+        sharp = photos.filter(pc.equal(photos["verdict"], "sharp"))
+        problems = photos.filter(pc.invert(pc.is_in(photos["status"], pa.array(["ok", NOT_AUDITED]))))
+        found.most_blurred = _best(
+            found.most_blurred, blurred, gallery_size, "blurred_fraction", "descending"
+        )
+        # Those that are among the most blurred will be left out: as many more.
+        spare = gallery_size + 3 * gallery_size // 8
+        found.missed = _best(found.missed, missed, spare, "subject_blurred_fraction", "descending")
+        found.sharpest = _best(found.sharpest, sharp, gallery_size // 8, "blurred_fraction", "ascending")
+        found.problems = _best(found.problems, problems, MAX_PROBLEMS, "status", "ascending")
+    return found
+
+
+def galleries(view: View, found: Found, size: int) -> list[Gallery]:
     """The most blurred photos, the suspected misses that are not among them, and a few sharp ones."""
-    photos = view.photos
-    blurred = photos.filter(pc.is_in(photos["verdict"], pa.array(["blurred", "partly_blurred"])))
-    most = _first(blurred, size, "blurred_fraction", "descending")
-    rest = blurred.filter(pc.invert(pc.is_in(blurred["uri"], most["uri"].combine_chunks())))
-    missed = rest.filter(pc.equal(rest["focus"], "suspected_miss"))
-    missed = _first(missed, 3 * size // 8, "subject_blurred_fraction", "descending")
-    sharp = photos.filter(pc.equal(photos["verdict"], "sharp"))
-    sharpest = _first(sharp, size // 8, "blurred_fraction", "ascending")
+    most = found.most_blurred
+    missed = found.missed.filter(pc.invert(pc.is_in(found.missed["uri"], most["uri"].combine_chunks())))
+    missed = missed.slice(0, 3 * size // 8)
     titled = [
         ("Most blurred", "The largest blurred share first. Blurred pixels are tinted and outlined.", most),
         ("Suspected missed focus", "Something is sharp here, but not where the subject should be.", missed),
-        ("Sharpest, for comparison", "The photos with the smallest blurred share.", sharpest),
+        ("Sharpest, for comparison", "The photos with the smallest blurred share.", found.sharpest),
     ]
-    cards = _cards(layout, view.run, [key for *_, chosen in titled for key in _keys(chosen)])
+    cards = _cards(view, [key for *_, chosen in titled for key in _keys(chosen)])
     return [
         Gallery(title, note, [cards[key] for key in _keys(chosen)])
         for title, note, chosen in titled
@@ -154,66 +205,63 @@ def overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def render(view: View, summary: ReportSummary, shown: list[Gallery]) -> str:
+def render(view: View, summary: ReportSummary, found: Found, shown: list[Gallery]) -> str:
     """Return the HTML. Everything that came with the photos is escaped, names first of all."""
-    photos = view.photos
-    problems = photos.filter(pc.invert(pc.is_in(photos["status"], pa.array(["ok", NOT_AUDITED]))))
-    listed = _first(
-        problems.select(["uri", "status", "error", "size_bytes"]), MAX_PROBLEMS, "status", "ascending"
-    )
-    name = functools.partial(_display_name, source=view.run.source)
+    skipped: Counter[str] = Counter()
+    for run in view.outermost:
+        skipped.update(run.skipped_by_suffix)
+    unmeasured = summary.photos - summary.by_status.get("ok", 0) - summary.by_status.get(NOT_AUDITED, 0)
     return _template().render(
-        run=view.run,
+        runs=view.runs,
+        title=", ".join(_visible(run.source) for run in view.outermost),
         summary=summary,
+        working_sizes=sorted({run.working_size for run in view.runs}),
         written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        started_at=f"{moment(view.run.started_at).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         retryable=RETRYABLE_STATUSES,
         verdicts=VERDICTS,
         focuses=FOCUSES,
         statuses=STATUSES,
         not_audited=sum(summary.by_status.get(status, 0) for status in (*RETRYABLE_STATUSES, NOT_AUDITED)),
-        histogram=_histogram(photos),
+        histogram=_histogram(found.histogram),
         galleries=shown,
-        problems=[{**row, "name": name(row["uri"])} for row in listed.to_pylist()],
-        more_problems=problems.num_rows - listed.num_rows,
-        skipped=sorted(view.run.skipped_by_suffix.items(), key=lambda item: (-item[1], item[0])),
+        problems=[{**row, "name": _visible(view.name(row["uri"]))} for row in found.problems.to_pylist()],
+        more_problems=unmeasured - found.problems.num_rows,
+        skipped=sorted(skipped.items(), key=lambda item: (-item[1], item[0])),
     )
 
 
-def _counts(column: pa.ChunkedArray, words: Sequence[str]) -> dict[str, int]:
-    found = {str(item["values"]): int(item["counts"]) for item in pc.value_counts(column).to_pylist()}
-    found.pop("None", None)
-    ordered = [*(word for word in words if word in found), *sorted(found.keys() - set(words))]
-    return {word: found[word] for word in ordered}
+def _ordered(counts: Counter[str], words: Sequence[str]) -> dict[str, int]:
+    return {word: counts[word] for word in (*words, *sorted(counts.keys() - set(words))) if word in counts}
 
 
-def _first(table: pa.Table, count: int, column: str, order: str) -> pa.Table:
-    """The first ``count`` rows by ``column``, then by name: the same ones each time."""
-    keys = [(column, order), ("uri", "ascending")]
-    return table.take(pc.select_k_unstable(table, min(count, table.num_rows), sort_keys=keys))
+def _best(kept: pa.Table, more: pa.Table, count: int, column: str, order: str) -> pa.Table:
+    return first(pa.concat_tables([kept, more]), count, column, order)
 
 
-def _keys(photos: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(photos["uri"].to_pylist(), photos["etag"].to_pylist(), strict=True))
+def _keys(photos: pa.Table) -> list[tuple[str, str, str]]:
+    columns = (photos[name].to_pylist() for name in ("uri", "etag", "audit_digest"))
+    return list(zip(*columns, strict=True))
 
 
-def _cards(layout: AuditLayout, run: Run, keys: list[tuple[str, str]]) -> dict[tuple[str, str], Card]:
-    if not keys:
-        return {}
-    rows = query(
-        layout.table,
-        f"SELECT {', '.join(WIDE)} FROM delta WHERE audit_digest = {quoted(run.audit_digest)}"
-        f" AND uri IN ({', '.join(quoted(uri) for uri, _ in keys)})",
-        pa.schema([AUDIT_TABLE.field(name) for name in WIDE]),
-    ).to_pylist()
-    wanted = [row for row in rows if (row["uri"], row["etag"]) in set(keys)]
+def _cards(view: View, keys: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], Card]:
+    uris = sorted({uri for uri, *_ in keys})
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(uris), NAMES_PER_QUERY):
+        names = ", ".join(quoted(uri) for uri in uris[start : start + NAMES_PER_QUERY])
+        rows += query(
+            view.layout.table,
+            f"SELECT {', '.join(WIDE)} FROM delta WHERE uri IN ({names})",
+            pa.schema([AUDIT_TABLE.field(name) for name in WIDE]),
+        ).to_pylist()
+    of_key = {(row["uri"], row["etag"], row["audit_digest"]): row for row in rows}
+    wanted = {key: of_key[key] for key in keys}
     # A few at a time: each holds one whole file in memory.
     with ThreadPoolExecutor(4) as pool:
-        cards = pool.map(functools.partial(_card, source=run.source), wanted)
-        return {(row["uri"], row["etag"]): card for row, card in zip(wanted, cards, strict=True)}
+        cards = pool.map(functools.partial(_card, shorten=view.name), wanted.values())
+        return dict(zip(wanted, cards, strict=True))
 
 
-def _card(row: dict[str, Any], source: str) -> Card:
+def _card(row: dict[str, Any], shorten: Callable[[str], str]) -> Card:
     images: dict[str, str] = {}
     try:
         pixels = _read_again(row["uri"], row["etag"])
@@ -227,7 +275,7 @@ def _card(row: dict[str, Any], source: str) -> Card:
     except _GoneError as gone:
         images["problem"] = str(gone)
     return Card(
-        name=_display_name(row["uri"], source),
+        name=_visible(shorten(row["uri"])),
         blurred_fraction=row["blurred_fraction"],
         verdict=row["verdict"],
         focus=row["focus"],
@@ -263,10 +311,9 @@ def _jpeg_uri(pixels: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _display_name(uri: str, source: str) -> str:
-    """``uri`` below ``source``; what would not be seen, or would reorder the line, is spelled out."""
-    name = uri.removeprefix(source.rstrip("/") + "/")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+def _visible(text: str) -> str:
+    """``text`` with what would not be seen, or would reorder the line, spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _facts(row: dict[str, Any]) -> list[str]:
@@ -286,18 +333,14 @@ def _facts(row: dict[str, Any]) -> list[str]:
     return [fact for fact in facts if fact]
 
 
-def _histogram(photos: pa.Table) -> Markup | None:
-    """Inline SVG of the blurred fraction in 20 bins, stacked by kind of blur; None without any photo."""
-    names = {"motion": "motion", "defocus": "defocus", None: "too little to tell"}
-    values = []
-    for kind, name in names.items():
-        chosen = pc.is_null(photos["blur_kind"]) if kind is None else pc.equal(photos["blur_kind"], kind)
-        fractions = photos.filter(chosen)["blurred_fraction"].drop_null().to_numpy()
-        counts, edges = np.histogram(fractions, bins=20, range=(0, 1))
-        values += [
-            {"from": float(low), "to": float(high), "kind": name, "photos": int(count)}
-            for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-        ]
+def _histogram(bins: dict[str | None, np.ndarray]) -> Markup | None:
+    """Inline SVG of the blurred fraction in bins, stacked by kind of blur; None without any photo."""
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    values = [
+        {"from": float(low), "to": float(high), "kind": KINDS[kind], "photos": int(count)}
+        for kind, counts in bins.items()
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
     if not any(value["photos"] for value in values):
         return None
     chart = (
@@ -310,7 +353,7 @@ def _histogram(photos: pa.Table) -> Markup | None:
             color=alt.Color(
                 "kind:N",
                 title=None,
-                scale=alt.Scale(domain=list(names.values()), range=["#d97706", "#2f7fd1", "#8a929c"]),
+                scale=alt.Scale(domain=list(KINDS.values()), range=["#d97706", "#2f7fd1", "#8a929c"]),
                 legend=alt.Legend(orient="top", title="Blur"),
             ),
         )
@@ -339,5 +382,6 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["words"] = lambda text: str(text).replace("_", " ")
+    environment.filters["utc"] = lambda text: f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     environment.filters["percent"] = lambda share: f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
     return environment.get_template("report.html.j2")

@@ -2,9 +2,10 @@
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 
 from bdnet.detect import Detection, measure
+from bdnet.memory import MemoryBudget
 from bdnet.model import load
-from bdnet.photo import Limits, decode
-from pipeline import storage
+from bdnet.photo import Limits, Photo, decode
+from pipeline import decoding, storage
 from pipeline.fetch import fetch
 from pipeline.layout import AuditLayout
 from pipeline.ledger import stage
@@ -27,6 +29,10 @@ from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASU
 
 FETCH_THREADS = 8
 LIMITS = Limits()
+# Files that the threads of a process hold together, by the size that was listed.
+_FETCHED = MemoryBudget(LIMITS.max_bytes)
+# Beginnings of a task, after which its photos are left for the next run: Ray itself would go on for ever.
+ATTEMPTS = 4
 # Photos that the network sees at once, of equal shape.
 BATCH = 8
 
@@ -66,33 +72,58 @@ class Provenance:
 def read_and_decode(photos: pa.Table, working_size: int) -> Iterator[pa.Table]:
     """Fetch and decode photo versions (``schema.LISTING``); each becomes one row, whatever it holds.
 
-    Bytes are decoded in the thread that fetched them: no more raw photos are in memory than threads.
-    """
+    Bytes are decoded in the thread that fetched them. However large photos are, this process holds at most
+    ``LIMITS.max_bytes`` of files and takes ``LIMITS.max_memory`` to decode, beside a block of photos at
+    working size: a photo that doesn't fit in waits for the others.
 
-    def one(row: dict[str, Any]) -> dict[str, Any]:
-        if row["size_bytes"] > LIMITS.max_bytes:
-            return {**row, "status": "too_large", "error": f"{row['size_bytes']:,} bytes; it was not read"}
+    After its worker died the task runs again, carefully: one photo after the other, in processes of their
+    own, so that the one that kills its decoder is known. If that doesn't help it is no photo's fault: the
+    block is left for the next run.
+    """
+    rows = photos.to_pylist()
+    attempts = decoding.attempt()
+    if attempts >= ATTEMPTS:
+        reason = f"the workers that read it were killed {attempts} times"
+        decoded = [{**row, "status": "timeout", "error": reason} for row in rows]
+    elif attempts:
+        with decoding.Isolated() as isolated:
+            decoded = [_read_and_decode_one(row, working_size, isolated.decode) for row in rows]
+    else:
+        watchdog = decoding.Watchdog()
+
+        def watched(data: bytes, size: int, limits: Limits) -> Photo:
+            with watchdog.watching():
+                return decode(data, size, limits)
+
+        with ThreadPoolExecutor(FETCH_THREADS) as pool:
+            decoded = list(pool.map(lambda row: _read_and_decode_one(row, working_size, watched), rows))
+    yield pa.Table.from_pylist(decoded, schema=_DECODED)
+
+
+def _read_and_decode_one(
+    row: dict[str, Any], working_size: int, decode: Callable[[bytes, int, Limits], Photo]
+) -> dict[str, Any]:
+    if row["size_bytes"] > LIMITS.max_bytes:
+        return {**row, "status": "too_large", "error": f"{row['size_bytes']:,} bytes; it was not read"}
+    with _FETCHED.reserve(row["size_bytes"]):
         fetched = fetch(row["uri"], row["etag"])
         if fetched.data is None:
             return {**row, "status": fetched.status, "error": fetched.error}
         photo = decode(fetched.data, working_size, LIMITS)
-        capture = asdict(photo.capture)
-        decoded = {**row, **capture, "status": photo.status, "error": photo.error}
-        decoded |= {"format": photo.format, "width": photo.width, "height": photo.height}
-        if photo.pixels is not None:
-            height, width, _ = photo.pixels.shape
-            decoded |= {"pixels": photo.pixels.data, "pixels_height": height, "pixels_width": width}
-        return decoded
-
-    with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        yield pa.Table.from_pylist(list(pool.map(one, photos.to_pylist())), schema=_DECODED)
+    decoded = {**row, **asdict(photo.capture), "status": photo.status, "error": photo.error}
+    decoded |= {"format": photo.format, "width": photo.width, "height": photo.height}
+    if photo.pixels is not None:
+        height, width, _ = photo.pixels.shape
+        decoded |= {"pixels": photo.pixels.data, "pixels_height": height, "pixels_width": width}
+    return decoded
 
 
 class Detector:
     """Holds the network once per process and measures decoded photos."""
 
     def __init__(self, model: str, digest: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+        # Planned from logical CPUs, which may be more than the cores of this node.
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self._model = load(model)
         if self._model.card.digest != digest:
             raise ValueError(

@@ -4,9 +4,13 @@ Credentials come from the environment (``AWS_*``) or the machine's role, never f
 they appear in no file that bdnet writes.
 """
 
+import asyncio
+import contextlib
 import os
+import re
 import uuid
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -15,20 +19,81 @@ import fsspec
 import fsspec.asyn
 from fsspec import AbstractFileSystem
 
+from pipeline.storage_errors import ChangedError, error_code, patiently
+
+# Every wait has a bound. A request: CONNECT_SECONDS for the connection, then SILENCE_SECONDS without a byte.
+CONNECT_SECONDS = 5
+SILENCE_SECONDS = 15
+# botocore makes 2 such tries (its jittered wait is under 1 s) and s3fs 2 of those: 83 s, so CALL_SECONDS ends
+# what trickles. ``patiently`` begins no new call after 60 s, so an answer or an error takes
+# 60 + 8 + CALL_SECONDS = 188 s at the most, where servers that don't listen or are unknown take seconds.
+CALL_SECONDS = 120
+# A body may take BODY_SECONDS and its size at this speed besides: 5 MB 130 s, a body of a byte a second 30 s.
+BODY_SECONDS = 30
+SLOWEST_BYTES_PER_SECOND = 50_000
+# Other file systems than S3 don't tell the size before the bytes, and a listing of folders has many pages.
+LONG_CALL_SECONDS = 600
+
+_S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": SILENCE_SECONDS,
+        "retries": {"mode": "standard", "total_max_attempts": 2},
+        # More than any process has threads: one that waits for its bytes must not keep the others waiting.
+        "max_pool_connections": 64,
+    },
+}
+# s3fs's own tries: the second is for a body that breaks off, which botocore does not read.
+_S3FS_TRIES = 2
+
+_FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL)
+# A password before the host; a colon may also begin a port, and stands in the ARN of an access point.
+_PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d+(?:/|$))")
+_S3_USER = re.compile(r"\b(?:s3a?|gc?s)://[^/]*@")
+_SECRET_PARAMETER = re.compile(
+    r"[?&][\w.-]*(?:signature|credential|secret|password|token|access_?key(?:_?id)?|api_?key|sig)=",
+    re.IGNORECASE,
+)
+
 
 def normalize(uri: str | os.PathLike[str]) -> str:
-    """Return ``uri`` without a trailing slash; a local path becomes absolute, ``file://`` becomes a path."""
+    """Return ``uri`` without a trailing slash; a local path or ``file:`` URI becomes an absolute path.
+
+    Raises:
+        ValueError: the URI holds credentials, which would be seen in the list of processes, or it is a
+            ``file:`` URI of another machine.
+    """
     text = os.fspath(uri)
-    if text.startswith("file://"):
-        text = text[len("file://") :]
     if is_local(text):
-        return str(Path(text).expanduser().resolve())
+        return str(Path(local_path(text)).expanduser().resolve())
+    if any(pattern.search(text) for pattern in (_PASSWORD, _S3_USER, _SECRET_PARAMETER)):
+        raise ValueError(
+            f"a {text.partition(':')[0]}:// URI holds credentials, which others would see; take them out and"
+            " give them in the environment (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
     return text.rstrip("/")
 
 
 def is_local(uri: str) -> bool:
     """Whether ``uri`` is a path on this machine's file system."""
     return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> str:
+    """The path that a ``file:`` URI names (RFC 8089), percent-decoded; any other local ``uri`` is its path.
+
+    Raises:
+        ValueError: the URI names another machine, or no absolute path.
+    """
+    if not uri.startswith(("file://", "file:/")):
+        return uri
+    found = _FILE_URI.fullmatch(uri)
+    if found is None:
+        raise ValueError(
+            f"{uri} is no file of this machine; write file:/// and an absolute path, or the path"
+        )
+    return os.fsdecode(unquote_to_bytes(found[1]))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -49,26 +114,44 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         ValueError: the protocol of the URI is unknown or its package is missing.
     """
-    uri = normalize(uri)
     if is_local(uri):
-        return fsspec.filesystem("file", auto_mkdir=True), uri
+        return fsspec.filesystem("file", auto_mkdir=True), normalize(uri)
     protocol = urlsplit(uri).scheme
     try:
-        options = {"use_listings_cache": False} if protocol == "s3" else {}
-        fs = fsspec.filesystem(protocol, **options)
+        fs = fsspec.filesystem(protocol, **(_S3_OPTIONS if protocol == "s3" else {}))
     except (ValueError, ImportError) as error:
         raise ValueError(f"cannot open {uri}: {error}. Use a local folder, s3://… or install it.") from error
-    return fs, fs._strip_protocol(uri)
+    if protocol == "s3":
+        fs.retries = _S3FS_TRIES
+    return fs, fs._strip_protocol(uri.rstrip("/"))
+
+
+def within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any, **options: Any) -> Any:
+    """Call a method of ``fs``; where that can be stopped, it ends after ``seconds`` as TimeoutError."""
+    if fs.async_impl:
+        call = getattr(fs, f"_{method}")
+        return fsspec.asyn.sync(fs.loop, call, *arguments, timeout=seconds, **options)
+    return getattr(fs, method)(*arguments, **options)
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a whole object. Raises FileNotFoundError or PermissionError as the file system does."""
+    """Read a whole object, again with backoff where that can help.
+
+    Raises:
+        OSError: what storage says; FileNotFoundError or PermissionError where it says that.
+    """
     fs, path = filesystem(uri)
-    return fs.cat_file(path)
+    if uri.startswith("s3://"):
+        return patiently(lambda: fsspec.asyn.sync(fs.loop, _read_s3, fs, path), uri)
+    return patiently(lambda: within(LONG_CALL_SECONDS, fs, "cat_file", path), uri)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole object; a local file appears at once or not at all, as an object does on S3."""
+    """Write a whole object; a local file appears at once or not at all, as an object does on S3.
+
+    Raises:
+        OSError: what storage says, after attempts where they can help.
+    """
     fs, path = filesystem(uri)
     if is_local(uri):
         partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
@@ -79,13 +162,28 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     else:
-        fs.pipe_file(path, data)
+        seconds = CALL_SECONDS + len(data) / SLOWEST_BYTES_PER_SECOND
+        patiently(lambda: within(seconds, fs, "pipe_file", path, data), uri)
+
+
+def remove(uri: str) -> None:
+    """Remove a file; one that is gone already is no error."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        patiently(lambda: within(CALL_SECONDS, fs, "rm_file", path), uri)
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder with all that is in it; none is no error."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        patiently(lambda: within(LONG_CALL_SECONDS, fs, "rm", path, recursive=True), uri)
 
 
 def exists(uri: str) -> bool:
     """Whether a file, or a folder with anything in it, lies at ``uri``."""
     fs, path = filesystem(uri)
-    return fs.exists(path)
+    return patiently(lambda: within(CALL_SECONDS, fs, "exists", path), uri)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
@@ -95,7 +193,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     """
     fs, path = filesystem(uri)
     try:
-        found = fs.find(path)
+        found = patiently(lambda: within(LONG_CALL_SECONDS, fs, "find", path), uri)
     except FileNotFoundError:
         return []
     names = sorted(name for name in found if name.endswith(suffix))
@@ -107,7 +205,13 @@ def delta_options(uri: str) -> dict[str, str]:
     if not uri.startswith("s3://"):
         return {}
     options = {
-        "AWS_REGION": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        "AWS_REGION": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+        # Of one request, body and all; the last of the tries begins within retry_timeout, so one call ends
+        # after 120 s at the most.
+        "connect_timeout": f"{CONNECT_SECONDS}s",
+        "timeout": "60s",
+        "retry_timeout": "60s",
+        "max_retries": "6",
     }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
@@ -115,10 +219,6 @@ def delta_options(uri: str) -> dict[str, str]:
         if endpoint.startswith("http://"):
             options["AWS_ALLOW_HTTP"] = "true"
     return options
-
-
-class ChangedError(OSError):
-    """The object is not the version that was asked for."""
 
 
 def local_etag(status: os.stat_result) -> str:
@@ -137,30 +237,78 @@ def info_etag(info: dict[str, Any]) -> str:
 
 
 def read_version(uri: str, etag: str) -> bytes:
-    """Read one version of an object.
+    """Read one version of an object, again with backoff where that can help.
 
     Raises:
         ChangedError: the object has another etag by now. On S3 it is the server that compares (If-Match) and
-            the refusal comes as the file system's OSError.
-        OSError: as the file system raises it.
+            the refusal comes as an OSError that ``storage_errors.classify`` calls changed.
+        OSError: what storage says.
     """
     if is_local(uri):
-        path = unquote_to_bytes(uri[len("file://") :]) if uri.startswith("file://") else os.fsencode(uri)
-        with open(path, "rb") as file:
-            if local_etag(os.fstat(file.fileno())) != etag:
-                raise ChangedError(f"{uri} changed after it was listed")
-            return file.read()
-    fs, path_in_fs = filesystem(uri)
+        return patiently(lambda: _read_local_version(local_path(uri), etag), uri)
+    fs, path = filesystem(uri)
     if uri.startswith("s3://"):
-        return fsspec.asyn.sync(fs.loop, _read_s3_version, fs, path_in_fs, etag)
-    data = fs.cat_file(path_in_fs)
-    if info_etag(fs.info(path_in_fs)) != etag:
+        return patiently(lambda: fsspec.asyn.sync(fs.loop, _read_s3, fs, path, IfMatch=f'"{etag}"'), uri)
+    data = patiently(lambda: within(LONG_CALL_SECONDS, fs, "cat_file", path), uri)
+    if info_etag(patiently(lambda: within(CALL_SECONDS, fs, "info", path), uri)) != etag:
         raise ChangedError(f"{uri} changed after it was listed")
     return data
 
 
-async def _read_s3_version(fs: AbstractFileSystem, path: str, etag: str) -> bytes:
+def _read_local_version(path: str, etag: str) -> bytes:
+    with open(os.fsencode(path), "rb") as file:
+        if local_etag(os.fstat(file.fileno())) != etag:
+            raise ChangedError(f"{path} changed after it was listed")
+        return file.read()
+
+
+async def _read_s3(fs: AbstractFileSystem, path: str, **condition: str) -> bytes:
+    """The object's bytes; TimeoutError where they come too slowly for their number."""
     bucket, _, key = path.partition("/")
-    response = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+    call = fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+    response = await asyncio.wait_for(call, CALL_SECONDS)
     async with response["Body"] as body:
-        return await body.read()
+        seconds = BODY_SECONDS + response["ContentLength"] / SLOWEST_BYTES_PER_SECOND
+        try:
+            return await asyncio.wait_for(body.read(), seconds)
+        except TimeoutError as error:
+            size = f"{response['ContentLength']:,} bytes"
+            raise TimeoutError(f"{size} were not read in {seconds:.0f} s or stopped coming") from error
+
+
+def write_if_unchanged(uri: str, data: bytes, etag: str | None) -> str | None:
+    """Write an object of S3 if it still has ``etag``, or if there is none where ``etag`` is None.
+
+    Returns:
+        its new etag; None when another writer was faster.
+    """
+    fs, path = filesystem(uri)
+    bucket, _, key = path.partition("/")
+    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
+    put = {"Bucket": bucket, "Key": key, "Body": data, **condition}
+    try:
+        answer = patiently(lambda: within(CALL_SECONDS, fs, "call_s3", "put_object", **put), uri)
+    except OSError as error:
+        code = error_code(error)
+        # NoSuchKey: it is gone, which is a change too.
+        if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "NoSuchKey"):
+            return None
+        raise
+    return answer["ETag"].strip('"')
+
+
+def read_with_age(uri: str) -> tuple[bytes, str, float]:
+    """An object of S3, its etag, and the seconds since it was written, both ends by the server's clock."""
+    fs, path = filesystem(uri)
+    bucket, _, key = path.partition("/")
+    return patiently(
+        lambda: fsspec.asyn.sync(fs.loop, _read_s3_with_age, fs, bucket, key, timeout=CALL_SECONDS), uri
+    )
+
+
+async def _read_s3_with_age(fs: AbstractFileSystem, bucket: str, key: str) -> tuple[bytes, str, float]:
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+    async with answer["Body"] as body:
+        data = await body.read()
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return data, answer["ETag"].strip('"'), (now - answer["LastModified"]).total_seconds()

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,36 @@ class Ran:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster of one node on loopback."""
+    """A Ray cluster on this machine: a head, and the nodes that were added."""
 
     address: str
     dashboard: str  # URL; nothing answers there without a dashboard
+    folder: Path
+    environment: dict[str, str]  # what its nodes have beside this process's own
+    nodes: dict[str, int] = field(default_factory=dict)  # names and process groups
+
+    def add_node(self, name: str, *, cpus: int, gpus: int = 0) -> None:
+        """``ray start`` a node with logical CPUs and GPUs, as on a machine of its own."""
+        _start_node(self, name, f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+
+    def kill_node(self, name: str) -> None:
+        """``kill -9`` the node's processes, as a machine that loses its power."""
+        with contextlib.suppress(ProcessLookupError):  # where nothing had started
+            os.killpg(self.nodes.pop(name), signal.SIGKILL)
+
+    def api(self, path: str) -> Any:
+        """What the dashboard's REST API answers, with the cluster's token."""
+        token = self.environment.get("RAY_AUTH_TOKEN", "")
+        request = urllib.request.Request(
+            f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def node_names(self) -> dict[str, str]:
+        """Names of all nodes, also of dead ones, by Ray's node id."""
+        listed = self.api("/api/v0/nodes?detail=1&limit=1000")["data"]["result"]["result"]
+        return {node["node_id"]: node["labels"]["name"] for node in listed}
 
 
 def audit(*arguments: str | Path, environment: dict[str, str] | None = None) -> Ran:
@@ -74,6 +100,41 @@ def audit_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "jobs.audit", *map(str, arguments)]
 
 
+def submit(
+    cluster: Cluster, code: Path, elsewhere: Path, job: str, *arguments: str | Path, wait: bool = True
+) -> Ran:
+    """``ray job submit … -- python -m jobs.audit …`` from a folder that has nothing to do with the code."""
+    return ray_command(
+        *(cluster, "job", "submit", "--address", cluster.dashboard, "--submission-id", job),
+        *("--working-dir", str(code), *(() if wait else ("--no-wait",))),
+        *("--", sys.executable, "-m", "jobs.audit", *map(str, arguments)),
+        cwd=elsewhere,
+    )
+
+
+def ray_command(cluster: Cluster, *arguments: str, cwd: Path, token: bool = True) -> Ran:
+    """Run ``ray …`` as a user of the cluster, or as one without its token."""
+    ended = subprocess.run(
+        [str(RAY), *arguments],
+        cwd=cwd,
+        env=os.environ
+        | {"PYTHONPATH": ""}
+        | (cluster.environment if token else {"RAY_AUTH_MODE": "disabled"}),
+        capture_output=True,
+        text=True,
+        timeout=JOB_WITHIN_S,
+    )
+    return Ran(ended.returncode, ended.stdout, ended.stderr)
+
+
+def copy_code(folder: Path) -> Path:
+    """A clean working directory: the rooms that a job needs, and nothing else of the repository."""
+    for room in ("bdnet", "pipeline", "jobs"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
 def rows(table: str) -> list[dict[str, Any]]:
     """All rows of a Delta table; none where there is no table."""
     options = storage.delta_options(table)
@@ -91,42 +152,64 @@ def table_rows(out: str | Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def ray_cluster(cpus: int, *, dashboard: bool = False) -> Iterator[Cluster]:
-    """``ray start --head`` with ``cpus`` logical CPUs until the block ends; other clusters are left alone."""
+def ray_cluster(cpus: int, *, dashboard: bool = False, token: str | None = None) -> Iterator[Cluster]:
+    """``ray start --head`` with ``cpus`` logical CPUs until the block ends; other clusters are left alone.
+
+    With a ``token`` its ports want that token, else none.
+    """
     # A short path, for Ray puts sockets there; its own, so that no other program finds this cluster.
     folder = Path(tempfile.mkdtemp(prefix="ray"))
-    gcs, client, web, agent = free_ports(4)
-    command = [
-        *(str(RAY), "start", "--head", f"--num-cpus={cpus}", f"--temp-dir={folder}", f"--port={gcs}"),
-        *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
-        *(f"--include-dashboard={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}"),
-        *("--object-store-memory=200000000", "--disable-usage-stats"),
-    ]
-    cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{web}")
-    log = folder / "start.log"
-    with log.open("wb") as log_file:
-        # All that it starts stays in its process group; workers end when the node does.
-        starter = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
-        )
+    gcs, client, web = free_ports(3)
+    # A node counts as dead when it has not answered for 5 s, not for 15.
+    environment = {"RAY_health_check_period_ms": "1000", "RAY_AUTH_MODE": "token" if token else "disabled"}
+    if token:
+        environment["RAY_AUTH_TOKEN"] = token
+    cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{web}", folder, environment)
     try:
-        if starter.wait(READY_WITHIN_S):
-            raise RuntimeError(f"Ray did not start:\n{log.read_text(errors='replace')[-4000:]}")
+        _start_node(
+            *(cluster, "head", "--head", f"--num-cpus={cpus}", f"--port={gcs}"),
+            *(f"--ray-client-server-port={client}", f"--include-dashboard={dashboard}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={web}"),
+        )
         deadline = time.monotonic() + READY_WITHIN_S
         while dashboard and not _answers(cluster.dashboard):
             assert time.monotonic() < deadline, f"no dashboard at {cluster.dashboard}"
             time.sleep(0.2)
         yield cluster
     finally:
-        with contextlib.suppress(ProcessLookupError):  # where nothing had started
-            os.killpg(starter.pid, signal.SIGKILL)
+        for name in list(cluster.nodes):
+            cluster.kill_node(name)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_node(cluster: Cluster, name: str, *options: str) -> None:
+    # Ports that nothing else has: by default Ray's nodes choose from ranges, and on one machine they collide.
+    agent, agent_grpc = free_ports(2)
+    command = [
+        *(str(RAY), "start", *options, f"--labels=name={name}", f"--temp-dir={cluster.folder / name}"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *("--object-store-memory=200000000", "--disable-usage-stats"),
+    ]
+    log = cluster.folder / f"start-{name}.log"
+    with log.open("wb") as log_file:
+        # All that it starts stays in its process group; workers end when the node does.
+        starter = subprocess.Popen(
+            *(command,),
+            **{"env": os.environ | cluster.environment, "stdin": subprocess.DEVNULL},
+            **{"stdout": log_file, "stderr": log_file, "start_new_session": True},
+        )
+    cluster.nodes[name] = starter.pid
+    if starter.wait(READY_WITHIN_S):
+        raise RuntimeError(f"Ray did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=5):
             return True
+    except urllib.error.HTTPError:  # it wants a token
+        return True
     except (urllib.error.URLError, OSError):
         return False
 

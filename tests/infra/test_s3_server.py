@@ -76,6 +76,25 @@ def test_a_bucket_that_nobody_made_is_not_made_by_writing_to_it(s3: S3Server) ->
         client_of(s3).pipe("nobody-made-me/a.txt", b"a")
 
 
+def test_a_user_may_do_what_it_may_and_nothing_else(tmp_path: Path) -> None:
+    users = {
+        "auditor": ["Read:photos", "List:photos", *(f"{verb}:out/night/*" for verb in ("Read", "Write"))]
+    }
+    with s3_server(tmp_path, buckets=["photos", "out"], users=users) as server:
+        client_of(server).pipe("photos/a.jpg", b"photo")
+        auditor = server.users["auditor"]
+        user = client_of(auditor)
+        assert user.cat("photos/a.jpg") == b"photo"
+        assert user.find("photos") == ["photos/a.jpg"]
+        user.pipe("out/night/a.txt", b"a")
+        assert user.cat("out/night/a.txt") == b"a"
+        for path in ("photos/b.jpg", "out/a.txt", "out/nightly.txt"):
+            with pytest.raises(PermissionError):
+                user.pipe(path, b"no")
+        assert auditor.environment()["AWS_ACCESS_KEY_ID"] == auditor.access_key != server.access_key
+        assert (tmp_path / "identities.json").stat().st_mode & 0o077 == 0
+
+
 def test_the_environment_names_the_server_its_one_identity_and_nothing_else() -> None:
     server = S3Server("http://127.0.0.1:1", "key", "secret")
     assert server.environment() == {

@@ -1,11 +1,14 @@
 """What every command does alike: exit codes, one line of error, one line of result."""
 
 import json
+import pickle
 from dataclasses import dataclass
 
 import pytest
+from aiohttp import ClientPayloadError
 from botocore.exceptions import NoCredentialsError
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
+from ray.data._internal.util import _annotate_exception_with_retry_context
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from ray.train import WorkerGroupError
 
@@ -43,6 +46,13 @@ def task_error(cause):
     ).as_instanceof_cause()
 
 
+def with_advice_of_ray_data(error):
+    """The error as it comes back from a step of a dataset."""
+    known = {"attempts": 1, "max_attempts": 1, "total_backoff_s": 0.0, "exception_str": str(error)}
+    said = _annotate_exception_with_retry_context(error, description="apply UDF transform", **known)
+    return pickle.loads(pickle.dumps(said))
+
+
 def test_the_result_is_written_and_is_the_last_line_on_stdout(tmp_path, capsys):
     def work(settings):
         print("said on the way")
@@ -78,7 +88,15 @@ EXPECTED = [
     (WorkerCrashedError(), str(WorkerCrashedError())),
     (task_error(ValueError("a.png: the mask\nis grey")), "a.png: the mask is grey"),
     (task_error(OSError(28, "No space left on device")), "[Errno 28] No space left on device"),
+    (with_advice_of_ray_data(OSError("s3://out/x: nothing answers")), "s3://out/x: nothing answers"),
+    (with_advice_of_ray_data(OSError(28, "No space left")), "[Errno 28] No space left"),
     (task_error(task_error(ValueError("of a task's task"))), "of a task's task"),
+    (ClientPayloadError("the connection broke"), "the connection broke"),
+    (
+        DeltaError("\x1b[31mGET http://127.0.0.1:1/t?X-Amz-Signature=SEKRET\x1b[0m failed"),
+        "GET http://127.0.0.1:1/t failed",
+    ),
+    (OSError("<AWSAccessKeyId>SEKRET</AWSAccessKeyId> no such key"), "no such key"),
     # Ours to mend, and found by its type.
     (task_error(KeyError("mask")), "KeyError: 'mask'"),
     (

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, QueryBuilder
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError
 
 from pipeline import ledger, storage
-from pipeline.ledger import Committer, known_keys, open_table, stage, subtract
+from pipeline.delta import open_table
+from pipeline.ledger import APP_ID, Committer, stage, subtract
+from pipeline.listing import read_listing
 from pipeline.schema import AUDIT_TABLE, LISTING
 
 NOW = datetime(2026, 3, 1, 6, 0, 0, 123456, tzinfo=UTC)
@@ -27,12 +29,6 @@ def table(request, tmp_path):
         return str(tmp_path / "table")
     request.getfixturevalue("s3")
     return f"s3://out/{tmp_path.name}/table"
-
-
-@pytest.fixture(autouse=True)
-def no_commit_by_the_clock(monkeypatch):
-    """A slow machine commits as a fast one does: when told."""
-    monkeypatch.setattr(ledger, "COMMIT_EVERY_SECONDS", 1e6)
 
 
 @pytest.fixture
@@ -73,10 +69,14 @@ def listing_shard(folder, *photos):
     return uri
 
 
-def to_do(shards, table, digest="a1"):
-    found = list(subtract(shards, known_keys(table, digest)))
-    assert all(part.schema == LISTING for part in found)
-    return sorted((row["uri"], row["etag"]) for part in found for row in part.to_pylist())
+def to_do(shard, table, digest="a1", version=None):
+    left = shard + ".to_do"
+    count = subtract(shard, left, table, version, digest)
+    assert storage.exists(left) == (count > 0)
+    found = read_listing(left) if count else LISTING.empty_table()
+    assert (found.num_rows, found.schema) == (count, LISTING)
+    storage.remove(left)
+    return sorted((row["uri"], row["etag"]) for row in found.to_pylist())
 
 
 def test_committed_rows_are_in_the_table_once_and_staged_ones_are_not(table):
@@ -92,57 +92,99 @@ def test_committed_rows_are_in_the_table_once_and_staged_ones_are_not(table):
     assert delta(table).version() == 1
 
 
-def test_files_commit_in_groups_and_the_log_names_run_and_rising_version(table):
+def test_files_commit_in_groups_and_the_log_names_run_and_rising_number(table):
     committer = Committer(table, AUDIT_TABLE, "r1")
     for name in "abc":
         committer.add(stage(rows(photo(name)), table, "r1"))
     committer.flush()
-    assert delta(table).transaction_version("r1") == 1
+    assert delta(table).transaction_version(APP_ID) == 1
+    assert delta(table).history(1)[0]["bdnet_commit"] == "r1 1"
     committer.add(stage(rows(photo("d")), table, "r1"))
     committer.flush()
-    assert delta(table).transaction_version("r1") == 2
-    assert delta(table).transaction_version("r2") is None
-    assert delta(table).version() == 2  # created, three files together, one file
-    assert committed(table) == ["a", "b", "c", "d"]
+    assert committer.version == delta(table).version() == 2  # created, three files together, one file
+    # The number goes on rising in the next run.
+    commit(table, photo("e"), run_id="r2")
+    assert delta(table).transaction_version(APP_ID) == 3
+    assert delta(table).history(1)[0]["bdnet_commit"] == "r2 3"
+    assert committed(table) == ["a", "b", "c", "d", "e"]
 
 
-def test_two_runs_that_commit_to_one_table_lose_nothing(table):
-    open_table(table, AUDIT_TABLE)
-    one, other = Committer(table, AUDIT_TABLE, "r1"), Committer(table, AUDIT_TABLE, "r2")
-    one.add(stage(rows(photo("a")), table, "r1"))
-    other.add(stage(rows(photo("b")), table, "r2"))
-    one.flush()
-    other.flush()
-    one.add(stage(rows(photo("c")), table, "r1"))
-    one.flush()
-    assert committed(table) == ["a", "b", "c"]
-    assert (delta(table).transaction_version("r1"), delta(table).transaction_version("r2")) == (2, 1)
+def test_a_run_that_was_thought_dead_is_refused_when_it_wakes_up(table, tmp_path):
+    shard = listing_shard(tmp_path, photo("a"))
+    asleep = Committer(table, AUDIT_TABLE, "r1")
+    asleep.add(stage(rows(photo("a")), table, "r1"))
+    heir = Committer(table, AUDIT_TABLE, "r2")
+    assert to_do(shard, table, version=heir.version) == [("a", "e1")]
+    heir.add(stage(rows(photo("a")), table, "r2"))
+    heir.flush()
+    with pytest.raises(OSError, match="another audit has written"):
+        asleep.flush()
+    asleep.flush()  # has nothing more to say
+    assert committed(table) == ["a"]
+
+
+def test_a_run_that_wakes_up_between_two_commits_of_its_heir_stops_both_rather_than_double(table):
+    asleep = Committer(table, AUDIT_TABLE, "r1")
+    heir = Committer(table, AUDIT_TABLE, "r2")  # has subtracted at this version
+    asleep.add(stage(rows(photo("a")), table, "r1"))
+    asleep.flush()
+    heir.add(stage(rows(photo("a")), table, "r2"))
+    with pytest.raises(OSError, match="another audit has written"):
+        heir.flush()
+    assert committed(table) == ["a"]
 
 
 def test_a_commit_comes_by_itself_when_the_last_is_a_while_ago(local_table, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(ledger.time, "monotonic", lambda: clock[0])
     committer = Committer(local_table, AUDIT_TABLE, "r1")
-    open_table(local_table, AUDIT_TABLE)
     committer.add(stage(rows(photo("a")), local_table, "r1"))
+    committer.flush(if_due=True)
     assert committed(local_table) == []
     clock[0] += ledger.COMMIT_EVERY_SECONDS
+    committer.flush(if_due=True)
+    assert committed(local_table) == ["a"]
     committer.add(stage(rows(photo("b")), local_table, "r1"))
-    assert committed(local_table) == ["a", "b"]
-    committer.add(stage(rows(photo("c")), local_table, "r1"))
+    committer.flush(if_due=True)
+    assert committed(local_table) == ["a"]
+
+
+class LosesTheAnswer:
+    """Commits are written but reported as refused: the answer was lost and the next try refused."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def __getattr__(self, name):
+        return getattr(self._table, name)
+
+    def create_write_transaction(self, *arguments, **options):
+        self._table.create_write_transaction(*arguments, **options)
+        raise CommitFailedError("Concurrent transaction failed.")
+
+
+def test_a_commit_whose_answer_is_lost_counts_once(local_table, monkeypatch):
+    committer = Committer(local_table, AUDIT_TABLE, "r1")
+    monkeypatch.setattr(committer, "_table", LosesTheAnswer(committer._table))
+    for name in "ab":
+        committer.add(stage(rows(photo(name)), local_table, "r1"))
+        committer.flush()
     assert committed(local_table) == ["a", "b"]
 
 
-def test_a_commit_that_fails_can_be_made_again(local_table, monkeypatch):
+def test_a_commit_that_was_broken_off_is_not_made_again(local_table, monkeypatch):
+    """Ctrl-C in the middle: the table may have it already."""
     committer = Committer(local_table, AUDIT_TABLE, "r1")
     committer.add(stage(rows(photo("a")), local_table, "r1"))
 
-    def refuse(uri, schema):
-        raise DeltaError("storage refuses")
+    def interrupt():
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "open_table", refuse)
-        with pytest.raises(DeltaError):
+        table = LosesTheAnswer(committer._table)
+        table.update_incremental = interrupt
+        patch.setattr(committer, "_table", table)
+        with pytest.raises(KeyboardInterrupt):
             committer.flush()
     committer.flush()
     assert committed(local_table) == ["a"]
@@ -150,32 +192,49 @@ def test_a_commit_that_fails_can_be_made_again(local_table, monkeypatch):
 
 def test_all_is_to_do_where_there_is_no_table(table, tmp_path):
     shard = listing_shard(tmp_path, photo("a"), photo("b"))
-    assert to_do([shard], table) == [("a", "e1"), ("b", "e1")]
+    assert to_do(shard, table) == [("a", "e1"), ("b", "e1")]
     assert not storage.exists(table)
 
 
 def test_the_to_do_is_the_listing_minus_the_table(table, tmp_path):
     commit(table, photo("a"), photo('it\'s "b"\n?'), photo("deleted since"))
     shard = listing_shard(tmp_path, photo("a"), photo('it\'s "b"\n?'), photo("new"))
-    assert to_do([shard], table) == [("new", "e1")]
+    assert to_do(shard, table) == [("new", "e1")]
 
 
 def test_another_version_of_a_photo_and_another_digest_are_to_do_again(local_table, tmp_path):
     commit(local_table, photo("a", "e1"))
     shard = listing_shard(tmp_path, photo("a", "e2"))
-    assert to_do([shard], local_table) == [("a", "e2")]
+    assert to_do(shard, local_table) == [("a", "e2")]
     shard = listing_shard(tmp_path, photo("a", "e1"))
-    assert to_do([shard], local_table) == []
-    assert to_do([shard], local_table, digest="a2") == [("a", "e1")]
+    assert to_do(shard, local_table) == []
+    assert to_do(shard, local_table, digest="a2") == [("a", "e1")]
     commit(local_table, photo("a", "e1"), digest="a2")
-    assert to_do([shard], local_table, digest="a2") == []
-    assert to_do([shard], local_table) == []
+    assert to_do(shard, local_table, digest="a2") == []
+    assert to_do(shard, local_table) == []
 
 
 def test_photos_that_are_staged_only_are_still_to_do(local_table, tmp_path):
     open_table(local_table, AUDIT_TABLE)
     stage(rows(photo("a")), local_table, "r1")
-    assert to_do([listing_shard(tmp_path, photo("a"))], local_table) == [("a", "e1")]
+    assert to_do(listing_shard(tmp_path, photo("a")), local_table) == [("a", "e1")]
+
+
+def test_what_was_committed_after_the_version_is_still_to_do(table, tmp_path):
+    before = Committer(table, AUDIT_TABLE, "r1").version
+    commit(table, photo("a"))
+    shard = listing_shard(tmp_path, photo("a"))
+    assert to_do(shard, table, version=before) == [("a", "e1")]
+    assert to_do(shard, table, version=before + 1) == []
+
+
+def test_a_listing_in_any_order_is_subtracted_from_many_files(local_table, tmp_path):
+    names = [f"{n:03d}" for n in range(90)]
+    for start in range(0, 90, 10):
+        commit(local_table, *[photo(name) for name in names[start : start + 10]])
+    shuffled = [*names[::-1][::2], "new, first", "zzz, new, last", *names[::2]]
+    shard = listing_shard(tmp_path, *[photo(name) for name in shuffled])
+    assert to_do(shard, local_table) == [("new, first", "e1"), ("zzz, new, last", "e1")]
 
 
 def test_a_staged_file_says_how_large_it_is_and_how_many_rows_it_has(local_table):
@@ -189,6 +248,9 @@ def test_the_log_counts_rows_without_reading_the_files(local_table):
     commit(local_table, photo("a"), photo("b"))
     actions = pa.table(delta(local_table).get_add_actions(flatten=True))
     assert actions["num_records"].to_pylist() == [2]
+    # What lets a reader skip the file.
+    assert (actions["min.uri"].to_pylist(), actions["max.uri"].to_pylist()) == (["a"], ["b"])
+    assert actions["min.audit_digest"].to_pylist() == actions["max.audit_digest"].to_pylist() == ["a1"]
 
 
 def first_row(table, reader):

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import ClientPayloadError
 
-from pipeline import listing, storage
+from pipeline import listing, storage, storage_errors
 from pipeline.listing import read_listing, write_listing
 from pipeline.schema import LISTING
 
@@ -205,6 +206,56 @@ def test_an_s3_prefix_is_listed_over_pages_without_folder_keys_and_siblings(s3, 
     assert datetime.now(UTC) - max(row["modified_at"] for row in rows) < timedelta(minutes=5)
     for row in rows:
         assert storage.read_version(row["uri"], row["etag"]) == b"x"
+
+
+def test_a_page_that_fails_is_asked_for_again_and_one_that_stays_refused_ends_the_listing(
+    s3, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(storage_errors.time, "sleep", lambda seconds: None)
+    fs, _ = storage.filesystem("s3://photos")
+    fs.pipe({f"photos/pages/{n}.jpg": b"x" for n in range(6)})
+    errors = []
+
+    def sometimes(method, **arguments):
+        if "ContinuationToken" in arguments and errors:
+            raise errors.pop(0)
+        return type(fs).call_s3(fs, method, **arguments, MaxKeys=4)
+
+    monkeypatch.setattr(fs, "call_s3", sometimes)
+    errors += [ConnectionResetError(104, "reset"), TimeoutError()]
+    assert listed("s3://photos/pages", tmp_path)[0].photos == 6
+    errors += [PermissionError("no")]
+    with pytest.raises(PermissionError, match="s3://photos/pages: no"):
+        listed("s3://photos/pages", tmp_path)
+
+
+def test_a_folder_that_a_file_system_cannot_list_is_never_left_out(tmp_path, monkeypatch):
+    root = f"memory://{tmp_path}"
+    for name in ("a.jpg", "closed/b.jpg"):
+        storage.write_bytes(f"{root}/{name}", b"x")
+    fs, _ = storage.filesystem(root)
+    read = fs.ls
+
+    def ls(folder, *arguments, **options):
+        if folder.endswith("closed"):
+            raise PermissionError("closed")
+        return read(folder, *arguments, **options)
+
+    monkeypatch.setattr(fs, "ls", ls)
+    with pytest.raises(PermissionError, match=f"{root}/closed: closed"):
+        listed(root, tmp_path)
+
+
+def test_a_file_systems_own_kind_of_error_names_the_source(tmp_path, monkeypatch):
+    fs, _ = storage.filesystem("memory://")
+
+    def ls(*arguments, **options):
+        raise ClientPayloadError("the connection broke")
+
+    monkeypatch.setattr(fs, "ls", ls)
+    monkeypatch.setattr(storage_errors.time, "sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="memory:///somewhere: the connection broke"):
+        listed("memory://somewhere", tmp_path)
 
 
 def test_an_empty_s3_prefix_and_an_unknown_bucket_are_errors(s3, tmp_path):

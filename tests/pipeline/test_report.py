@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,18 +76,31 @@ class Audit:
         row = {**listed, "status": status, **provenance, **(measured if status == "ok" else {}), **more}
         self.rows.append({name: row.get(name) for name in AUDIT_TABLE.names})
 
-    def run(self, run_id, listing, *, started="2026-03-01T06:00:00+00:00", complete=True, digest="a1"):
+    def run(
+        self,
+        run_id,
+        listing,
+        *,
+        started="2026-03-01T06:00:00+00:00",
+        complete=True,
+        digest="a1",
+        rows_per_shard=50_000,
+        folder="",
+        working_size=640,
+    ):
         run = self.layout.run(run_id)
         Path(run.listing).mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(listing, LISTING), f"{run.listing}/0.parquet")
+        for start in range(0, max(len(listing), 1), rows_per_shard):
+            rows = pa.Table.from_pylist(listing[start : start + rows_per_shard], LISTING)
+            pq.write_table(rows, f"{run.listing}/{start}.parquet")
         settings = {
             "run_id": run_id,
             "started_at": started,
-            "source": str(self.source),
+            "source": str(self.source / folder),
             "audit_digest": digest,
             "model_digest": "m1",
             "model": "bdnet-resnet18",
-            "working_size": 640,
+            "working_size": working_size,
             "listing_complete": complete,
             "skipped_by_suffix": {".xml": 7},
         }
@@ -275,6 +289,53 @@ def test_the_gallery_is_bounded_and_starts_with_the_most_blurred(audit):
     audit.run("r1", photos)
     _, text = audit.report(gallery_size=2)
     assert re.findall(r'class="name">(\w+\.jpg)', text) == ["4.jpg", "3.jpg"]
+
+
+def test_what_is_shown_does_not_depend_on_how_the_listing_is_cut(audit):
+    photos = [audit.listed(f"{n:02}.jpg") for n in range(30)]
+    for n, photo in enumerate(photos):
+        # Many are equal: then the name decides.
+        if n % 7:
+            focus = "suspected_miss" if n % 2 else "shallow_depth"
+            audit.row(photo, share=[0.02, 0.5, 0.95][n % 3], focus=focus)
+        elif n:
+            audit.row(photo, status=["empty", "truncated"][n % 2])
+    audit.run("r1", photos)
+    options = {"gallery_size": 8}
+    summary, whole = audit.report(**options)
+    assert len(re.findall(r'class="name">', whole)) == 12  # 8, 3 and 1
+    shutil.rmtree(audit.layout.run("r1").root)
+    audit.rows = []
+    audit.run("r1", photos[::-1], rows_per_shard=4)
+    again, text = audit.report(**options)
+    assert again == summary
+    written = re.compile(r"report written [^.]*")
+    assert written.sub("", text) == written.sub("", whole)
+
+
+def test_several_listings_in_one_view_are_named_with_what_they_were_audited_with(audit):
+    (audit.source / "2024").mkdir()
+    old, new = audit.listed("old.jpg", jpeg()), audit.listed("2024/new.jpg", jpeg())
+    audit.row(old, digest="a1")
+    audit.row(new, digest="a2", share=0.6)
+    audit.row(new, digest="a1", share=0.7)
+    audit.run("all", [old, new], started="2026-03-01T06:00:00+00:00")
+    audit.run(
+        "part", [new], started="2026-03-02T06:00:00+00:00", folder="2024", digest="a2", working_size=320
+    )
+    summary, text = audit.report()
+    assert (summary.run_id, summary.photos, summary.by_status) == ("part", 2, {"ok": 2})
+    assert f"<title>Blur in {audit.source}</title>" in text
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>.*?<td>(\d+) px</td>", text)
+    assert rows == [
+        (f"{audit.source}/2024", "2026-03-02 06:00 UTC", "320"),
+        (f"{audit.source}", "2026-03-01 06:00 UTC", "640"),
+    ]
+    assert "at 320 or 640 pixels" in text
+    assert re.findall(r'class="name">(.*?)<', text) == ["2024/new.jpg", "old.jpg"]
+    assert "60.0%" in text
+    assert "70.0%" not in text
+    assert re.search(r"\.xml</code></td><td class=\"number\">7<", text)  # the outer listing's count has both
 
 
 def test_overlay_tints_and_outlines_the_blurred_pixels_only():

@@ -1,13 +1,17 @@
 """Storage on this machine's disk, in memory, and on a real S3 server."""
 
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 from s3fs import S3FileSystem
 
 from pipeline import storage
-from pipeline.fetch import classify
+from pipeline.listing import local_uri
+from pipeline.storage_errors import classify, redacted
 
 
 @pytest.mark.parametrize(
@@ -16,6 +20,11 @@ from pipeline.fetch import classify
         ("/photos/", "/photos"),
         ("/photos/../other", "/other"),
         ("file:///photos", "/photos"),
+        ("file://localhost/photos/", "/photos"),
+        ("file:/photos", "/photos"),
+        ("file:///a%20b/100%25", "/a b/100%"),
+        ("/a%20b", "/a%20b"),  # a path is no URI
+        ("s3://bucket/a%20b", "s3://bucket/a%20b"),
         ("s3://bucket/prefix/", "s3://bucket/prefix"),
         ("s3://bucket", "s3://bucket"),
         ("/", "/"),
@@ -23,6 +32,63 @@ from pipeline.fetch import classify
 )
 def test_normalize(given, normal):
     assert storage.normalize(given) == normal
+
+
+@pytest.mark.parametrize("uri", ["file://photos/a", "file://"])
+def test_a_file_uri_of_another_machine_is_refused(uri):
+    with pytest.raises(ValueError, match="no file of this machine; write file:///"):
+        storage.normalize(uri)
+
+
+def test_a_file_uri_is_read_where_its_path_is(tmp_path):
+    storage.write_bytes(str(tmp_path / "100% a b.txt"), b"x")
+    uri = f"file://{tmp_path}/100%25%20a%20b.txt"
+    assert storage.read_bytes(uri) == b"x"
+    assert storage.is_inside(uri, str(tmp_path))
+    assert storage.normalize(local_uri(os.fsdecode(b"/caf\xe9"))) == os.fsdecode(b"/caf\xe9")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAKEY:SEKRET@bucket/photos",
+        "s3://AKIAKEY:SEK/RET+@bucket/photos",
+        "s3://SEKRET@bucket/photos",
+        "https://user:SEKRET@host/photos",
+        "sftp://user:123@host:22/photos",
+        "https://host/photos?X-Amz-Credential=SEKRET&X-Amz-Signature=SEKRET",
+        "s3://bucket/photos?AWSAccessKeyId=SEKRET",
+        "https://account.blob.core.windows.net/photos?sv=2026&sig=SEKRET",
+        "gs://bucket/photos?access_token=SEKRET",
+    ],
+)
+def test_a_uri_that_holds_credentials_is_refused_without_repeating_them(uri):
+    with pytest.raises(ValueError, match=r"holds credentials.*AWS_ACCESS_KEY_ID") as caught:
+        storage.normalize(uri)
+    for secret in ("SEKRET", "SEK/RET", "123", "AKIAKEY", "user"):
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a@b:c/what?/x=1",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/photos",
+        "sftp://user@host:22/a:b@c",
+        "abfs://container@account.dfs.core.windows.net/photos",
+        "https://host:8443/photos?page=2",
+        "http://[::1]:9000/photos",
+        "/photos/a:b@c?token=x",
+    ],
+)
+def test_a_uri_without_credentials_is_not_refused(uri):
+    assert storage.normalize(uri) == uri
+
+
+def test_an_object_may_be_named_as_it_likes(s3, tmp_path):
+    uri = f"s3://out/{tmp_path.name}/a:b@c?token=x.jpg"
+    storage.write_bytes(uri, b"x")
+    assert storage.read_bytes(uri) == b"x"
 
 
 def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
@@ -192,20 +258,41 @@ def test_delta_options_are_for_s3_alone(no_aws):
     assert storage.delta_options("memory://out/table") == {}
 
 
+def places(options):
+    """The options that say where, not how long."""
+    return {name: value for name, value in options.items() if name.startswith("AWS_")}
+
+
 def test_delta_options_come_from_the_environment_without_keys(no_aws):
     no_aws.setenv("AWS_ACCESS_KEY_ID", "an id")
     no_aws.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
-    assert storage.delta_options("s3://out/table") == {"AWS_REGION": "us-east-1"}
+    bounds = {"connect_timeout", "timeout", "retry_timeout", "max_retries"}
+    assert places(storage.delta_options("s3://out/table")) == {"AWS_REGION": "us-east-1"}
+    assert bounds < set(storage.delta_options("s3://out/table"))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     no_aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
-    assert storage.delta_options("s3://out/table") == {
+    assert places(storage.delta_options("s3://out/table")) == {
         "AWS_REGION": "eu-west-1",
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
         "AWS_ALLOW_HTTP": "true",
     }
     no_aws.setenv("AWS_REGION", "eu-west-2")
     no_aws.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")  # the more special one wins
-    assert storage.delta_options("s3://out/table") == {
+    assert places(storage.delta_options("s3://out/table")) == {
         "AWS_REGION": "eu-west-2",
         "AWS_ENDPOINT_URL": "https://s3.example",
     }
+
+
+def test_an_engine_that_gets_no_answer_gives_up(no_aws):
+    """The names of deltalake's own bounds: one that it does not know, it ignores."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        no_aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        no_aws.setenv("AWS_ACCESS_KEY_ID", "an id")
+        no_aws.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+        options = storage.delta_options("s3://out/table")
+        assert options["timeout"] == options["retry_timeout"] == "60s"
+        short = {"timeout": "200ms", "retry_timeout": "300ms", "max_retries": "1"}
+        with pytest.raises(OSError, match="timed out") as caught:
+            DeltaTable("s3://out/table", storage_options=options | short)
+    assert re.search("max_retries .*1, retry_timeout .*300ms", redacted(str(caught.value)))

@@ -1,0 +1,166 @@
+"""Work off a to-do on the cluster: the steps as one stream, committed every few seconds by the driver."""
+
+import contextlib
+import json
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+import ray.data
+
+from pipeline import cluster
+from pipeline.ledger import Committer, Staged
+from pipeline.listing import read_listing
+from pipeline.progress import Progress
+from pipeline.steps import Detector, Provenance, read_and_decode, stage_rows
+from pipeline.stream import stream
+
+PHOTOS_PER_BLOCK = 32
+# Rows of one staged file: small enough that a crash repeats seconds of work, not minutes.
+PHOTOS_PER_FILE = 64
+# Photos of one Ray Data execution: what the driver keeps about blocks is bounded by it.
+PHOTOS_PER_WINDOW = 50_000
+# When each of so many photos is denied, so are the rest.
+DENIED_FROM_THE_START = 1_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run works off its to-do."""
+
+    out: str
+    model: str
+    working_size: int
+    masks: Literal["table", "shards"]
+    max_denied: float
+    provenance: Provenance
+    shares: cluster.Shares
+
+
+class Outcome:
+    """What the run's committed files hold."""
+
+    def __init__(self) -> None:
+        self.photos = 0
+        self.by_status: Counter[str] = Counter()
+        self.by_verdict: Counter[str] = Counter()
+
+
+def work_off(
+    to_do: dict[str, int], plan: Plan, table: Committer, failures: Committer, check_lock: Callable[[], None]
+) -> Outcome:
+    """Audit the photo versions of the lists ``to_do`` (URI and length); commit rows as they are staged.
+
+    Raises:
+        OSError: a step fails, too many photos are denied, SIGTERM came, or rows are missing in the end. All
+            that was staged until then is committed, unless the lock is lost.
+    """
+    outcome, photos = Outcome(), sum(to_do.values())
+    progress = Progress("photos", photos)
+    committers = {"table": table, "failures": failures}
+    with _sigterm_noted() as told_to_end:
+        for window in _windows(to_do):
+            with contextlib.closing(stream(_steps(window, plan))) as written:
+                try:
+                    for files in written:
+                        for file in files:
+                            target = file.pop("target")
+                            outcome.by_status.update(json.loads(file.pop("by_status")))
+                            outcome.by_verdict.update(json.loads(file.pop("by_verdict")))
+                            staged = Staged(**file)
+                            committers[target].add(staged)
+                            outcome.photos += staged.rows
+                            progress.add(staged.rows)
+                        check_lock()
+                        for committer in committers.values():
+                            committer.flush(if_due=True)
+                        _check_denied(outcome, photos, plan.max_denied)
+                        if told_to_end.is_set():
+                            raise OSError("told to end (SIGTERM); what was staged is committed, run it again")
+                finally:
+                    # Also when a step fails: what is staged and known here is not done twice.
+                    check_lock()
+                    for committer in committers.values():
+                        committer.flush()
+    progress.close()
+    # By row, never by block: every photo of the to-do has its answer.
+    if outcome.photos != photos:
+        raise OSError(f"{photos - outcome.photos} photos have no row yet; run the same command again")
+    return outcome
+
+
+def _check_denied(outcome: Outcome, to_do: int, max_denied: float) -> None:
+    denied = outcome.by_status["denied"]
+    from_the_start = outcome.photos >= DENIED_FROM_THE_START and denied == outcome.photos
+    if denied > max_denied * to_do or (from_the_start and max_denied < 1):
+        raise OSError(
+            f"{denied:,} of {to_do:,} photos are denied. Check the rights to read them; if that is right so,"
+            " run again with --max-denied 1"
+        )
+
+
+def _windows(to_do: Iterable[str]) -> Iterator[list[pa.Table]]:
+    """Cut the to-do into blocks, and gather blocks into windows of bounded size."""
+    window: list[pa.Table] = []
+    for shard in to_do:
+        photos = read_listing(shard)
+        for start in range(0, len(photos), PHOTOS_PER_BLOCK):
+            window.append(photos.slice(start, PHOTOS_PER_BLOCK))
+            if len(window) * PHOTOS_PER_BLOCK >= PHOTOS_PER_WINDOW:
+                yield window
+                window = []
+    if window:
+        yield window
+
+
+def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
+    """Read, decode, detect and stage a bounded number of photos: one row per file written."""
+    shares = plan.shares
+    return (
+        ray.data.from_arrow(list(photos))
+        .map_batches(
+            partial(read_and_decode, working_size=plan.working_size),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=shares.decode_cpus,
+        )
+        .map_batches(
+            Detector,
+            fn_constructor_args=(plan.model, plan.provenance.model_digest, shares.threads_per_detector),
+            batch_size=PHOTOS_PER_BLOCK,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=shares.detectors),
+            num_cpus=shares.detector_cpus,
+            num_gpus=shares.detector_gpus or None,
+        )
+        .map_batches(
+            partial(
+                stage_rows,
+                out=plan.out,
+                provenance=plan.provenance,
+                mask_shards=plan.masks == "shards",
+            ),
+            batch_size=PHOTOS_PER_FILE,
+            batch_format="pyarrow",
+            num_cpus=shares.stage_cpus,
+        )
+    )
+
+
+@contextlib.contextmanager
+def _sigterm_noted() -> Iterator[threading.Event]:
+    """SIGTERM, as a spot node gets it before it goes, sets the event instead of ending the process."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,87 @@
+"""After a run: join small files, and remove what nothing refers to any more.
+
+Whatever is removed is older than RETENTION, which is longer than any run: a file that a run has staged and
+not yet committed is never taken away, nor one that a reader of an older version still reads.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from pipeline import storage
+from pipeline.delta import query
+from pipeline.layout import AuditLayout
+from pipeline.view import current_runs
+
+RETENTION = timedelta(days=7)
+# Listings are as large as the archive has keys; each source keeps its latest complete one.
+LISTING_RETENTION = timedelta(days=30)
+COMPACTED_BYTES = 64 << 20
+COMPACT_FROM_FILES = 32
+
+
+def tidy(out: str) -> dict[str, int]:
+    """Compact both tables under ``out`` and clean them; for the run that holds the lock.
+
+    Returns:
+        ``compacted`` and ``removed``: files of the tables and mask shards.
+    """
+    layout = AuditLayout(out)
+    compacted = removed = 0
+    for uri in (layout.table, layout.failures):
+        try:
+            table = DeltaTable(uri, storage_options=storage.delta_options(uri))
+        except TableNotFoundError:
+            continue
+        sizes = pa.table(table.get_add_actions())["size_bytes"]
+        if (pc.sum(pc.less(sizes, COMPACTED_BYTES // 2)).as_py() or 0) >= COMPACT_FROM_FILES:
+            # One bin at a time: a bin is in memory as a whole.
+            done = table.optimize.compact(target_size=COMPACTED_BYTES, max_concurrent_tasks=1)
+            compacted += done["numFilesRemoved"]
+        hours = int(RETENTION.total_seconds() // 3600)
+        # "Full" finds staged files that no commit ever named, too.
+        removed += len(table.vacuum(hours, dry_run=False, full=True))
+        table.create_checkpoint()
+        table.cleanup_metadata()
+    now = datetime.now(UTC)
+    removed += _remove_orphaned_mask_shards(layout, now) + _remove_old_lists(layout, now)
+    return {"compacted": compacted, "removed": removed}
+
+
+def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:
+    """Remove tar shards that no row names."""
+    old = {PurePosixPath(uri).name: uri for uri in storage.list_files(layout.masks, ".tar")}
+    old = {name: uri for name, uri in old.items() if _age(name.removeprefix("part-"), now) > RETENTION}
+    if not old:
+        return 0
+    sql = "SELECT DISTINCT split_part(mask_shard, '/', 1) AS shard FROM delta WHERE mask_shard IS NOT NULL"
+    named = query(layout.table, sql, pa.schema([("shard", pa.string())]))
+    orphans = [uri for name, uri in old.items() if name not in set(named["shard"].to_pylist())]
+    for uri in orphans:
+        storage.remove(uri)
+    return len(orphans)
+
+
+def _remove_old_lists(layout: AuditLayout, now: datetime) -> int:
+    """Remove to-do lists of runs that died, and listings that no view needs any more."""
+    needed = {run.run_id for run in current_runs(layout)}
+    removed = 0
+    for uri in storage.list_files(layout.runs, ".parquet"):
+        run_id, folder, _ = uri.removeprefix(layout.runs + "/").split("/")
+        age = _age(run_id, now)
+        if (folder == "to_do" and age > RETENTION) or (age > LISTING_RETENTION and run_id not in needed):
+            storage.remove(uri)
+            removed += 1
+    return removed
+
+
+def _age(run_id: str, now: datetime) -> timedelta:
+    """Since the run began, by its name; none where the name is no run's."""
+    try:
+        return now - datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return timedelta(0)

@@ -1,0 +1,142 @@
+"""jobs.audit on an archive that fights back: photos that kill their decoder, keys that no shell would like."""
+
+import html
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from s3fs import S3FileSystem
+
+from infra.s3_server import S3Server
+from pipeline import storage
+from pipeline.schema import MEASUREMENTS
+from tests.e2e.harness import ROOT, SMALL, Cluster, audit, table_rows
+
+pytestmark = pytest.mark.e2e
+
+FAULTY_DECODER = {"PYTHONPATH": str(ROOT / "tests/faulty_decoder"), "RAY_ADDRESS": ""}
+
+
+def jpeg(seed: int, **options) -> bytes:
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(cells).resize((64, 48)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def test_a_photo_that_crashes_or_hangs_the_decoder_gets_a_row_and_its_neighbours_are_audited(
+    model: Path, tmp_path: Path
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    for number in range(40):
+        (archive / f"{number:02d}.jpg").write_bytes(jpeg(number))
+    (archive / "07-crasher.jpg").write_bytes(jpeg(7, comment="crash"))
+    (archive / "20-hanger.jpg").write_bytes(jpeg(20, comment="hang"))
+
+    ran = audit(archive, "--out", out, "--model", model, *SMALL, environment=FAULTY_DECODER)
+
+    assert ran.code == 0, ran.err
+    assert ran.result["by_status"] == {"ok": 40, "unreadable": 2}
+    rows = table_rows(out)
+    assert Counter(row["uri"] for row in rows) == Counter(map(str, archive.iterdir()))
+    errors = {Path(row["uri"]).name: row["error"] for row in rows if row["status"] != "ok"}
+    assert errors == {
+        "07-crasher.jpg": "the decoder crashed on it (signal 11)",
+        "20-hanger.jpg": "decoding took longer than 3 s",
+    }
+    for row in rows:
+        measured = {name: row[name] for name in MEASUREMENTS.names}
+        assert (measured == dict.fromkeys(MEASUREMENTS.names)) is (row["status"] != "ok")
+
+
+# Keys are bytes of UTF-8 and no paths, whatever they look like.
+KEYS = (
+    "../../../etc/passwd.jpg",
+    "./a/../b.jpg",
+    "a//b///c.jpg",
+    "/leading.jpg",
+    "line\nbreak\r.jpg",
+    "tab\t, bell\a and escape\x1b[31m.jpg",
+    "'; DROP TABLE photos; --.jpg",
+    '"><script>alert(1)</script>.jpg',
+    "$(reboot) `reboot` %s {0} \\.jpg",
+    "%2e%2e%2f%00.jpg",
+    "s3://photos/in-a-key.jpg",
+    "?versionId=1#fragment&x=.jpg",
+    "* [a-z] ?.jpg",
+    "right-to-left \u202egpj.jpg",
+    "zero\u200bwidth \ufeff \U0001f3f4\u200d\u2620\ufe0f.jpg",
+    "long " + "n" * 1024,
+    "wide " + "日" * 1024,
+)
+PREFIX = "hostile/"
+
+
+def key_of(name: str) -> str:
+    """Cut a name to the 1,024 bytes that a key may have."""
+    room = 1024 - len(PREFIX) - len(".jpg")
+    return PREFIX + name.removesuffix(".jpg").encode()[:room].decode(errors="ignore") + ".jpg"
+
+
+def test_a_hostile_key_is_one_row_under_its_very_name_and_escaped_in_the_report(
+    s3: S3Server, model: Path, joined: Cluster
+) -> None:
+    fs = S3FileSystem()
+    broken = {key_of(f"broken {name}"): b"no photo" for name in KEYS}
+    photos = {key_of(name): jpeg(number) for number, name in enumerate(KEYS)} | broken
+    assert max(len(key.encode()) for key in photos) == 1024
+    for key, body in photos.items():
+        fs.call_s3("put_object", Bucket="photos", Key=key, Body=body)
+    # Folders that some clients write, one of them named like a photo.
+    for key in ("hostile/folder/", "hostile/folder.jpg/", "hostile/folder.jpg/within.jpg"):
+        body = b"" if key.endswith("/") else jpeg(99)
+        fs.call_s3("put_object", Bucket="photos", Key=key, Body=body)
+    expected = {f"s3://photos/{key}": "unreadable" if key in broken else "ok" for key in photos}
+    expected["s3://photos/hostile/folder.jpg/within.jpg"] = "ok"
+
+    ran = audit("s3://photos/hostile", "--out", "s3://out/hostile", "--model", model, *SMALL)
+
+    found = table_rows("s3://out/hostile")
+    assert {row["uri"]: row["status"] for row in found} == expected, ran.err
+    assert len(found) == len(expected)
+    assert json.loads(ran.out.splitlines()[-1]) == ran.result
+    report = storage.read_bytes(ran.result["report"]).decode()
+    assert "<script>alert(1)" not in report
+    assert html.escape("broken '; DROP TABLE photos; --.jpg") in report
+    for text in (ran.out, ran.err):
+        assert "\x1b[31m" not in text
+
+
+def test_a_folder_named_like_a_photo_is_a_folder_and_content_outranks_the_suffix(
+    model: Path, joined: Cluster, tmp_path: Path
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    (archive / "folder.jpg").mkdir(parents=True)
+    (archive / "empty.png").mkdir()
+    png = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(1))).save(png, "PNG")
+    content = {
+        "folder.jpg/within.jpg": (jpeg(2), "ok", "jpeg"),
+        "a-png.jpg": (png.getvalue(), "ok", "png"),
+        "a-jpeg.tiff": (jpeg(3), "ok", "jpeg"),
+        "empty.jpg": (b"", "empty", None),
+        "drawing.jpg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported", "svg"),
+        "page.jpg": (b"<!doctype html><script>alert(1)</script>", "unsupported", "html"),
+        "script.jpg": (b"#!/bin/sh\nrm -rf /\n", "unreadable", None),
+        "line\nbreak.jpg": (jpeg(4), "ok", "jpeg"),
+    }
+    for name, (data, _, _) in content.items():
+        (archive / name).write_bytes(data)
+
+    ran = audit(archive, "--out", out, "--model", model, *SMALL)
+
+    rows = {str(Path(row["uri"]).relative_to(archive)): row for row in table_rows(out)}
+    assert {name: (row["status"], row["format"]) for name, row in rows.items()} == {
+        name: (status, kind) for name, (_, status, kind) in content.items()
+    }, ran.err
+    assert Path(ran.result["report"]).exists()
