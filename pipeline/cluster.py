@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import auto_init_hook
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
@@ -152,14 +153,23 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
         else:
             yield shares(_nodes(), workers, cores_per_cpu=cores / logical)
     finally:
+        # Threads of Ray Data that outlive a run that failed would start Ray anew.
+        auto_init_hook.enable_auto_connect = False
         ray.shutdown()
 
 
 def _init(address: str | None, logical_cpus: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+
+    # A node that joins unpacks the job's working directory anew. Where it shares Ray's folder with others, as
+    # nodes of one machine do, their workers lose the folder that they stand in, and torch can't be imported.
+    # A function in a function, for Ray to send it by value: before the hook there may be nothing to import.
+    def leave_working_dir() -> None:
+        os.chdir("/")
+
     try:
         if address:
-            ray.init(address=address, runtime_env={"worker_process_setup_hook": _leave_working_dir}, **quiet)
+            ray.init(address=address, runtime_env={"worker_process_setup_hook": leave_working_dir}, **quiet)
             return
         if os.environ.get("RAY_AUTH_MODE") != "disabled":
             # Ray's default for a local cluster is a token too, but one that it leaves in ~/.ray for good.
@@ -172,12 +182,6 @@ def _init(address: str | None, logical_cpus: int) -> None:
     except Exception as error:  # Ray raises bare Exception when a node doesn't come up in time.
         where = f"the Ray cluster at {address} can't be joined" if address else "a local Ray did not start"
         raise OSError(f"{where}: {' '.join(str(error).split())}") from error
-
-
-def _leave_working_dir() -> None:
-    # A node that joins unpacks the job's working directory anew. Where it shares Ray's folder with others, as
-    # nodes of one machine do, their workers lose the folder that they stand in, and torch can't be imported.
-    os.chdir("/")
 
 
 def _nodes() -> list[Node]:

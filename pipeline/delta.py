@@ -1,5 +1,7 @@
 """Delta tables: open, read with SQL. Writing is the ledger's."""
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder, Schema
 from deltalake.exceptions import TableNotFoundError
@@ -7,6 +9,8 @@ from deltalake.exceptions import TableNotFoundError
 from pipeline import storage
 
 SKIPPED_BY = ("uri", "audit_digest")
+# The engine answers in batches as small as the table's files; so many rows are handed over together.
+ROWS_AT_ONCE = 50_000
 
 
 def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
@@ -26,16 +30,29 @@ def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
         )
 
 
-def scan(uri: str, sql: str, version: int | None = None) -> pa.RecordBatchReader:
-    """Stream what ``sql`` finds in the Delta table at ``uri``, which it calls ``delta``.
+def scan(uri: str, sql: str, version: int | None = None) -> Iterator[pa.Table]:
+    """Stream what ``sql`` finds in the Delta table at ``uri``, called ``delta``; nothing without a table.
 
     Raises:
-        TableNotFoundError: no table was begun there.
+        OSError: the table has lost a file or can't be read.
     """
     # Filters are pushed into the Parquet scan, so that wide columns are read for matching rows only.
     builder = QueryBuilder({"datafusion.execution.parquet.pushdown_filters": "true"})
-    table = DeltaTable(uri, version, storage.delta_options(uri))
-    return pa.RecordBatchReader.from_stream(builder.register("delta", table).execute(sql))
+    batches: list[pa.RecordBatch] = []
+    try:
+        table = DeltaTable(uri, version, storage.delta_options(uri))
+        found = pa.RecordBatchReader.from_stream(builder.register("delta", table).execute(sql))
+        for batch in found:
+            batches.append(batch)
+            if sum(map(len, batches)) >= ROWS_AT_ONCE:
+                yield pa.Table.from_batches(batches)
+                batches = []
+    except TableNotFoundError:
+        return
+    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
+        raise OSError(f"cannot read the table {uri}: {error}") from error
+    if batches:
+        yield pa.Table.from_batches(batches)
 
 
 def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
@@ -44,13 +61,8 @@ def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
     Raises:
         OSError: the table has lost a file or can't be read.
     """
-    try:
-        found = scan(uri, sql).read_all()
-    except TableNotFoundError:
-        return schema.empty_table()
-    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {uri}: {error}") from error
-    return found.cast(schema)  # The engine answers with string views, which joins don't take.
+    # The engine answers with string views, which joins don't take.
+    return pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in scan(uri, sql))])
 
 
 def quoted(text: str) -> str:

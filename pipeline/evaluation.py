@@ -21,7 +21,7 @@ import ray
 from bdnet import metrics
 from bdnet.model import read_card, shipped_models
 from pipeline import dataset, storage
-from pipeline.cluster import Shares, connect
+from pipeline.cluster import Shares, connect, off_gpu_nodes
 from pipeline.patches import MANIFEST, shard_uris
 from pipeline.scoring import (
     PATCH_COLUMNS,
@@ -176,6 +176,7 @@ def _gather(inputs: Inputs, model: str | None, threshold: Threshold, shares: Sha
         batch_size=1 if inputs.patches else READ_ROWS,
         batch_format="pyarrow",
         num_cpus=shares.decode_cpus,
+        **off_gpu_nodes(),
     )
     if model is None:
         scored = items.map_batches(

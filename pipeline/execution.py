@@ -121,6 +121,7 @@ def _windows(to_do: Iterable[str]) -> Iterator[list[pa.Table]]:
 def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
     """Read, decode, detect and stage a bounded number of photos: one row per file written."""
     shares = plan.shares
+    cluster.bound_decoded(shares, PHOTOS_PER_BLOCK * 3 * plan.working_size**2)
     return (
         ray.data.from_arrow(list(photos))
         .map_batches(
@@ -128,6 +129,7 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=shares.decode_cpus,
+            **cluster.off_gpu_nodes(),
         )
         .map_batches(
             Detector,

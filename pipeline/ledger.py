@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, Schema, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline import storage
-from pipeline.delta import SKIPPED_BY, open_table, query, quoted, scan  # noqa: F401
+from pipeline.delta import SKIPPED_BY, open_table, quoted, scan
 from pipeline.listing import read_listing
 
 APP_ID = "bdnet-audit"
@@ -55,13 +55,8 @@ def subtract(shard: str, to_do: str, table_uri: str, version: int | None, audit_
         span = pc.min_max(listing["uri"]).as_py()
         sql = f"""SELECT uri, etag FROM delta WHERE audit_digest = {quoted(audit_digest)}
             AND uri BETWEEN {quoted(span["min"])} AND {quoted(span["max"])}"""
-        try:
-            for known in scan(table_uri, sql, version):
-                is_known |= pc.is_in(keys, _keys(known)).to_numpy(zero_copy_only=False)
-        except TableNotFoundError:
-            pass
-        except Exception as error:
-            raise OSError(f"cannot read the table {table_uri}: {error}") from error
+        for known in scan(table_uri, sql, version):
+            is_known |= pc.is_in(keys, _keys(known).combine_chunks()).to_numpy(zero_copy_only=False)
     rest = listing.filter(pa.array(~is_known))
     if rest.num_rows:
         buffer = io.BytesIO()
@@ -70,7 +65,7 @@ def subtract(shard: str, to_do: str, table_uri: str, version: int | None, audit_
     return rest.num_rows
 
 
-def _keys(rows: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
+def _keys(rows: pa.Table) -> pa.ChunkedArray:
     """(uri, etag) as one string each; an etag holds no line break."""
     uri, etag = (rows[name].cast(pa.string()) for name in ("uri", "etag"))
     return pc.binary_join_element_wise(etag, uri, "\n")

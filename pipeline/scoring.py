@@ -1,5 +1,6 @@
 """Score soft maps against masks, on an evaluation's tasks and actors: ITEM rows in, SCORED rows out."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -92,7 +93,7 @@ class Detector:
     """Scores the network on ITEM rows; an actor, so that the network is loaded once."""
 
     def __init__(self, model: str, threshold: Threshold, threads: int) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self.model = bdnet.load(model)
         self.threshold = threshold
 

@@ -30,7 +30,6 @@ from urllib.parse import quote_from_bytes
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake.exceptions import TableNotFoundError
 
 from pipeline import storage
 from pipeline.delta import quoted, scan
@@ -50,9 +49,6 @@ PHOTOS = pa.schema(
         for name in (*_LISTED, "status", "error", *_MEASURED, "audit_digest")
     ]
 )
-
-# The engine answers in batches as small as the table's files; they are joined by so many rows.
-_GATHERED_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -226,25 +222,9 @@ def _rows_of(photos: pa.Table, uri: str, schema: pa.Schema, where: str = "true")
         f" WHERE {where} AND uri BETWEEN {quoted(ends['min'])} AND {quoted(ends['max'])}"
     )
     keys = photos.select(_KEYS)
-    for rows in _gathered(uri, sql):
+    for rows in scan(uri, sql):
         # The engine answers with string views, which joins don't take.
         yield rows.cast(schema).join(keys, _KEYS, join_type="left semi")
-
-
-def _gathered(uri: str, sql: str) -> Iterator[pa.Table]:
-    batches: list[pa.RecordBatch] = []
-    try:
-        for batch in scan(uri, sql):
-            batches.append(batch)
-            if sum(len(waiting) for waiting in batches) >= _GATHERED_ROWS:
-                yield pa.Table.from_batches(batches)
-                batches = []
-    except TableNotFoundError:
-        return
-    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {uri}: {error}") from error
-    if batches:
-        yield pa.Table.from_batches(batches)
 
 
 def _covered_by(layout: AuditLayout, run: Run) -> Callable[[pa.Array], pa.Array]:

@@ -10,7 +10,7 @@ from infra.s3_server import S3Server, s3_server
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_environment() -> Iterator[None]:
-    """Every test's Ray is a local one on loopback: no token, no cluster of the user's, no usage report."""
+    """Every test's Ray is a local one: no token, no cluster of the user's, no usage report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
+import bdnet.photo as photo_module
 from bdnet.photo import Limits, Photo, decode, size_at
 
 STATUSES = {"ok", "truncated", "unreadable", "unsupported", "too_large", "empty"}
@@ -248,7 +249,6 @@ def test_a_working_size_below_one_is_the_callers_mistake():
         (b"%PDF-1.7 ...", "unsupported", "pdf"),
         (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported", "svg"),
         (b"\n<!DOCTYPE html><html>404</html>", "unsupported", "html"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported", "heic"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1", "unsupported", "camera raw"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "unsupported", "video"),
         (b"II*\0\x10\0\0\0CR\2\0", "unsupported", "camera raw"),
@@ -283,6 +283,13 @@ def test_a_12_bit_jpeg_is_unsupported_rather_than_broken():
     assert decode(bytes(data)).status == "unsupported"
 
 
+def test_without_the_extra_a_heic_is_unsupported(monkeypatch):
+    monkeypatch.delitem(photo_module._OPENERS, "heic", raising=False)
+    photo = decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert_typed(photo)
+    assert (photo.status, photo.format) == ("unsupported", "heic")
+
+
 def test_a_png_header_that_claims_50000_by_50000_allocates_nothing(monkeypatch):
     def refuse(*_args):
         raise AssertionError("pixels were allocated")
@@ -302,9 +309,9 @@ def header_only_jpeg(width: int, height: int, progressive: bool = False) -> byte
     return bytes(data)
 
 
-def test_only_what_must_be_held_in_memory_at_once_counts_for_the_lower_bound():
-    limits = Limits(max_pixels=10_000, max_full_decode_pixels=5_000)
-    large = scene()  # 6,144 pixels
+def test_what_decoding_takes_in_memory_is_bounded_rather_than_the_pixels():
+    large = scene(960, 640)
+    limits = Limits(max_memory=1_000_000)
     for format in LOSSLESS:
         assert decode(encode(large, format), working_size=24, limits=limits).status == "too_large"
     assert decode(encode(large, "JPEG"), working_size=24, limits=limits).status == "ok"
@@ -314,11 +321,14 @@ def test_only_what_must_be_held_in_memory_at_once_counts_for_the_lower_bound():
     assert decode(progressive, working_size=24, limits=limits).status == "too_large"
 
 
-def test_a_panorama_of_300_megapixels_passes_the_bounds_as_a_jpeg():
-    # Only its header is that large here: were it refused by size, the status would be too_large.
+def test_a_panorama_of_300_megapixels_passes_the_bounds():
+    # Only the header is that large here: were it refused by size, the status would be too_large.
     assert decode(header_only_jpeg(30_000, 10_000)).status == "truncated"
-    assert decode(header_only_jpeg(30_000, 10_000, progressive=True)).status == "too_large"
     assert decode(header_only_jpeg(30_000, 20_000)).status == "too_large"
+    assert decode(header_only_jpeg(30_000, 10_000, progressive=True)).status == "too_large"
+    in_colour, with_alpha = (png((30_000, 10_000, 8, colour)) for colour in (2, 6))
+    assert decode(in_colour).status == "unreadable"
+    assert decode(with_alpha).status == "too_large"
 
 
 def test_a_few_bytes_that_claim_a_large_jpeg_are_not_ok():

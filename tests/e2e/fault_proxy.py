@@ -106,9 +106,9 @@ class FaultProxy:
     def down(self) -> None:
         """Be gone: open connections are reset, new ones refused."""
         assert self._server is not None
-        self._server.shutdown()
-        self._server.server_close()
-        self._server = None
+        server, self._server = self._server, None
+        server.shutdown()
+        server.server_close()
         for connection in list(self._connections):
             _reset(connection)
 
@@ -164,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server.proxy._connections.add(self.connection)
+        if self.server.proxy._server is None:  # it went down while this one came in
+            _reset(self.connection)
 
     def finish(self) -> None:
         self.server.proxy._connections.discard(self.connection)

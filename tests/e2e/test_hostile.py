@@ -1,13 +1,17 @@
-"""jobs.audit on an archive that fights back: photos that kill their decoder, keys that no shell would like."""
+"""jobs.audit on an archive that fights back: photos that kill their decoder, keys that look like paths."""
 
-import html
 import io
-import json
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from s3fs import S3FileSystem
 
@@ -56,60 +60,116 @@ def test_a_photo_that_crashes_or_hangs_the_decoder_gets_a_row_and_its_neighbours
 
 # Keys are bytes of UTF-8 and no paths, whatever they look like.
 KEYS = (
-    "../../../etc/passwd.jpg",
-    "./a/../b.jpg",
-    "a//b///c.jpg",
-    "/leading.jpg",
     "line\nbreak\r.jpg",
     "tab\t, bell\a and escape\x1b[31m.jpg",
     "'; DROP TABLE photos; --.jpg",
-    '"><script>alert(1)</script>.jpg',
-    "$(reboot) `reboot` %s {0} \\.jpg",
+    '"><script>alert(1)<script>.jpg',
+    "$(reboot) `reboot` %s {0}.jpg",
     "%2e%2e%2f%00.jpg",
-    "s3://photos/in-a-key.jpg",
     "?versionId=1#fragment&x=.jpg",
     "* [a-z] ?.jpg",
     "right-to-left \u202egpj.jpg",
     "zero\u200bwidth \ufeff \U0001f3f4\u200d\u2620\ufe0f.jpg",
-    "long " + "n" * 1024,
-    "wide " + "日" * 1024,
 )
-PREFIX = "hostile/"
-
-
-def key_of(name: str) -> str:
-    """Cut a name to the 1,024 bytes that a key may have."""
-    room = 1024 - len(PREFIX) - len(".jpg")
-    return PREFIX + name.removesuffix(".jpg").encode()[:room].decode(errors="ignore") + ".jpg"
+# What AWS keeps as it is and SeaweedFS, which keeps keys as paths, refuses or rewrites.
+UNTIDY_KEYS = (
+    "../../../etc/passwd.jpg",
+    "./a/../b.jpg",
+    "a//b///c.jpg",
+    "/leading.jpg",
+    "back\\slash.jpg",
+    "s3://photos/in-a-key.jpg",
+    "n" * (1024 - len("hostile/.jpg")) + ".jpg",
+    "日" * ((1024 - len("hostile/.jpg")) // 3) + ".jpg",
+)
 
 
 def test_a_hostile_key_is_one_row_under_its_very_name_and_escaped_in_the_report(
     s3: S3Server, model: Path, joined: Cluster
 ) -> None:
     fs = S3FileSystem()
-    broken = {key_of(f"broken {name}"): b"no photo" for name in KEYS}
-    photos = {key_of(name): jpeg(number) for number, name in enumerate(KEYS)} | broken
-    assert max(len(key.encode()) for key in photos) == 1024
-    for key, body in photos.items():
+    photos = {f"hostile/{name}": jpeg(number) for number, name in enumerate(KEYS)}
+    photos |= {f"hostile/broken {name}": b"no photo" for name in KEYS}
+    photos["hostile/folder.jpg/within.jpg"] = jpeg(99)
+    # Folders that some clients write as empty keys, one of them named like a photo.
+    for key, body in (photos | {"hostile/folder/": b"", "hostile/folder.jpg/": b""}).items():
         fs.call_s3("put_object", Bucket="photos", Key=key, Body=body)
-    # Folders that some clients write, one of them named like a photo.
-    for key in ("hostile/folder/", "hostile/folder.jpg/", "hostile/folder.jpg/within.jpg"):
-        body = b"" if key.endswith("/") else jpeg(99)
-        fs.call_s3("put_object", Bucket="photos", Key=key, Body=body)
-    expected = {f"s3://photos/{key}": "unreadable" if key in broken else "ok" for key in photos}
-    expected["s3://photos/hostile/folder.jpg/within.jpg"] = "ok"
 
     ran = audit("s3://photos/hostile", "--out", "s3://out/hostile", "--model", model, *SMALL)
 
     found = table_rows("s3://out/hostile")
-    assert {row["uri"]: row["status"] for row in found} == expected, ran.err
-    assert len(found) == len(expected)
-    assert json.loads(ran.out.splitlines()[-1]) == ran.result
+    assert {row["uri"]: row["status"] for row in found} == {
+        f"s3://photos/{key}": "unreadable" if body == b"no photo" else "ok" for key, body in photos.items()
+    }, ran.err
+    assert len(found) == len(photos)
     report = storage.read_bytes(ran.result["report"]).decode()
     assert "<script>alert(1)" not in report
-    assert html.escape("broken '; DROP TABLE photos; --.jpg") in report
+    assert str(escape("broken '; DROP TABLE photos; --.jpg")) in report
     for text in (ran.out, ran.err):
         assert "\x1b[31m" not in text
+
+
+class _UntidyArchive(BaseHTTPRequestHandler):
+    """The two requests of S3 that read an archive, for keys that are never taken for paths."""
+
+    photos: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        if "list-type=2" in query:
+            listed = "".join(
+                f"<Contents><Key>{quote(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f'<ETag>"{len(key)}"</ETag><Size>{len(body)}</Size></Contents>'
+                for key, body in self.photos.items()
+            )
+            head = "<EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
+            body = f"<ListBucketResult>{head}{listed}</ListBucketResult>".encode()
+            self._answer(200, body, "list")
+            return
+        key = unquote(path).removeprefix("/photos/")
+        known = key in self.photos and self.headers["If-Match"] == f'"{len(key)}"'
+        self._answer(200 if known else 404, self.photos.get(key, b""), str(len(key)))
+
+    def _answer(self, code: int, body: bytes, etag: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{etag}"')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def untidy_archive() -> Iterator[dict[str, str]]:
+    """The environment that leads to a server of ``UNTIDY_KEYS``."""
+    _UntidyArchive.photos = {f"hostile/{name}": jpeg(number) for number, name in enumerate(UNTIDY_KEYS)}
+    with ThreadingHTTPServer(("127.0.0.1", 0), _UntidyArchive) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "RAY_ADDRESS": "",
+        }
+        server.shutdown()
+
+
+def test_a_key_that_looks_like_a_path_is_not_tidied_up(
+    untidy_archive: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    ran = audit(
+        *("s3://photos/hostile", "--out", tmp_path / "out", "--model", model, *SMALL),
+        environment=untidy_archive,
+    )
+    assert Counter((row["uri"], row["status"], row["error"]) for row in table_rows(tmp_path / "out")) == {
+        (f"s3://photos/{key}", "ok", None): 1 for key in _UntidyArchive.photos
+    }, ran.err
+    assert max(len(key.encode()) for key in _UntidyArchive.photos) == 1024
+    assert Path(ran.result["report"]).exists()
 
 
 def test_a_folder_named_like_a_photo_is_a_folder_and_content_outranks_the_suffix(

@@ -97,7 +97,7 @@ def small_photo(folder):
 def without_ray(monkeypatch):
     """A dataset is checked before any task: no cluster is needed to refuse it."""
     monkeypatch.setattr(patches.ray.data, "from_arrow", lambda tables: pytest.fail("a task was started"))
-    monkeypatch.setattr(cluster, "connect", lambda: nullcontext(cluster.shares(4, 0)))
+    monkeypatch.setattr(cluster, "connect", lambda: nullcontext(cluster.shares([cluster.Node(4)])))
 
 
 @pytest.mark.parametrize(

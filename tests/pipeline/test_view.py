@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-import pipeline.view as view_module
+from pipeline import delta
 from pipeline.delta import query
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING
@@ -262,7 +262,7 @@ def test_what_an_older_model_measured_is_not_shown_as_the_new_ones(layout):
 
 
 def test_the_latest_of_many_failures_counts_even_across_what_is_read_at_once(layout, monkeypatch):
-    monkeypatch.setattr(view_module, "_GATHERED_ROWS", 2)
+    monkeypatch.setattr(delta, "ROWS_AT_ONCE", 2)
     uri = f"{PREFIX}/a"
     for hour, status in [(3, "timeout"), (9, "denied"), (1, "throttled"), (5, "missing")]:
         fail(layout, (uri, status, hour), (f"{uri} other", status, hour))
@@ -272,7 +272,7 @@ def test_the_latest_of_many_failures_counts_even_across_what_is_read_at_once(lay
 
 @pytest.mark.parametrize("at_once", [3, 50_000])
 def test_a_manifest_in_random_order_has_the_same_view_as_one_in_key_order(layout, monkeypatch, at_once):
-    monkeypatch.setattr(view_module, "_GATHERED_ROWS", at_once)
+    monkeypatch.setattr(delta, "ROWS_AT_ONCE", at_once)
     uris = [f"{PREFIX}/{n:03}" for n in range(40)]
     for start in range(0, 40, 10):
         commit(layout, *uris[start : start + 7])

@@ -1,0 +1,90 @@
+"""Decoding beside a decoder that crashes or hangs, without Ray."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bdnet.photo import Limits, decode
+from pipeline import decoding
+from pipeline.decoding import Isolated, attempt
+from tests.e2e.harness import ROOT
+
+
+def jpeg(**options) -> bytes:
+    cells = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(cells).resize((64, 48)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def isolated():
+    """A process for careful decoding whose decoder has faults."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tests/faulty_decoder"))
+        with Isolated() as started:
+            yield started
+
+
+def test_a_sound_photo_is_decoded_as_ever(isolated):
+    alone, apart = decode(jpeg(), 32), isolated.decode(jpeg(), 32, Limits())
+    assert (apart.status, apart.width, apart.height, apart.capture) == ("ok", 64, 48, alone.capture)
+    np.testing.assert_array_equal(apart.pixels, alone.pixels)
+
+
+def test_a_crash_is_the_photos_own_status(isolated):
+    photo = isolated.decode(jpeg(comment="crash"), 32, Limits())
+    assert (photo.status, photo.error) == ("unreadable", "the decoder crashed on it (signal 11)")
+    assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
+
+
+def test_a_hang_is_the_photos_own_status(isolated, monkeypatch):
+    monkeypatch.setattr(decoding, "TIMEOUT_S", 0.5)
+    photo = isolated.decode(jpeg(comment="hang"), 32, Limits())
+    assert (photo.status, photo.error) == ("unreadable", "decoding took longer than 0.5 s")
+    monkeypatch.setattr(decoding, "TIMEOUT_S", 60.0)
+    assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
+
+
+def test_more_memory_than_a_process_may_have_is_too_large(isolated):
+    # 20,000×20,000 pixels of one colour; the limits that would refuse them are lifted.
+    blank = io.BytesIO()
+    Image.new("RGB", (20_000, 20_000)).save(blank, "PNG", compress_level=1)
+    lifted = Limits(max_memory=2**40)
+    assert isolated.decode(blank.getvalue(), None, lifted).status == "too_large"
+
+
+HOLDS_THE_LOCK = """
+import ctypes
+from pipeline import decoding
+
+decoding.TIMEOUT_S = 0.3
+watchdog = decoding.Watchdog()
+for _ in range(3):
+    with watchdog.watching():
+        pass
+with watchdog.watching():
+    ctypes.CDLL(None).usleep(100_000)
+ctypes.CDLL(None).usleep(600_000)
+print("idle and slow decodings live", flush=True)
+with watchdog.watching():
+    ctypes.PyDLL(None).sleep(60)
+print("not reached", flush=True)
+"""
+
+
+def test_the_watchdog_ends_a_process_that_hangs_even_with_pythons_lock_held():
+    ended = subprocess.run(
+        [sys.executable, "-c", HOLDS_THE_LOCK], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines() == ["idle and slow decodings live"]
+    assert "Timeout (0:00:00.3" in ended.stderr
+
+
+def test_outside_of_ray_every_attempt_is_the_first():
+    assert attempt() == 0
