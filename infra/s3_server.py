@@ -46,7 +46,7 @@ class S3Server:
 
     endpoint_url: str
     access_key: str
-    secret_key: str
+    secret_key: str = field(repr=False)
     users: Mapping[str, "S3Server"] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:

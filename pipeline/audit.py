@@ -28,6 +28,7 @@ from pipeline.progress import duration
 from pipeline.report import build_report
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, SCHEMA_VERSION
 from pipeline.steps import Provenance
+from pipeline.storage_errors import redacted
 from pipeline.view import lost, previous_listing
 
 log = logging.getLogger("bdnet")
@@ -206,7 +207,7 @@ def _tidy(out: str, shares: cluster.Shares) -> None:
         )
     except (ray.exceptions.RayError, OSError, DeltaError) as error:
         # All photos have their rows; the next run tidies.
-        log.warning("small files were not joined: %s", " ".join(str(error).split())[:300])
+        log.warning("small files were not joined: %s", redacted(str(error))[:300])
     else:
         if any(done.values()):
             log.info("%(compacted)d small files joined, %(removed)d old files removed", done)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from pipeline import storage
+from pipeline.storage_errors import redacted
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def saved_log(uri: str) -> Iterator[None]:
         yield
     except Exception as error:
         if text.getvalue():
-            text.write(f"failed: {' '.join(str(error).split())}\n")
+            text.write(f"failed: {redacted(str(error))}\n")
         raise
     finally:
         logger.removeHandler(handler)

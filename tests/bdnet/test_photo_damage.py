@@ -144,6 +144,12 @@ def test_a_webp_with_a_filled_tail_is_truncated(options, filling):
     assert decode(data[:half] + filling * (len(data) - half)).status == "truncated"
 
 
+@pytest.mark.parametrize("options", [{"lossless": False}, {"lossless": True, "method": 0}])
+@pytest.mark.parametrize("colour", ["black", "white", "red"])
+def test_a_webp_of_one_colour_is_whole_though_its_data_is_mostly_zeros(colour, options):
+    assert decode(encode(Image.new("RGB", (2000, 2000), colour), "WEBP", **options)).status == "ok"
+
+
 @pytest.fixture(scope="module")
 def heic():
     """Encode a picture as HEIC; where the extra isn't installed these tests skip."""
