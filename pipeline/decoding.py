@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
@@ -51,6 +52,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running = 0
+        self._set_at = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -63,11 +65,14 @@ class Watchdog:
 
     def _count(self, change: int) -> None:
         with self._lock:
+            was_idle = not self._running
             self._running += change
-            if self._running:
-                faulthandler.dump_traceback_later(TIMEOUT_S, exit=True, file=2)
-            else:
+            now = time.monotonic()
+            if not self._running:
                 faulthandler.cancel_dump_traceback_later()
+            elif was_idle or now - self._set_at > TIMEOUT_S / 100:  # setting it starts a thread
+                faulthandler.dump_traceback_later(TIMEOUT_S, exit=True, file=2)
+                self._set_at = now
 
 
 class Isolated:

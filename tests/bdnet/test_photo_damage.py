@@ -27,8 +27,16 @@ def cut_and(data: bytes, where: float, rest: bytes) -> bytes:
     return data[: headers + int(where * (len(data) - headers - 40))] + rest
 
 
-@pytest.mark.parametrize("name", JPEGS)
-@pytest.mark.parametrize("where", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    # Of the last scan of a progressive photo, the last bit of some coefficients, nothing shows the loss.
+    [
+        (name, where)
+        for name in JPEGS
+        for where in (0.1, 0.5, 0.9, 0.99)
+        if name != "progressive" or where < 0.9
+    ],
+)
 @pytest.mark.parametrize(
     "rest",
     [
@@ -41,8 +49,6 @@ def cut_and(data: bytes, where: float, rest: bytes) -> bytes:
     ],
 )
 def test_a_jpeg_that_goes_on_as_something_else_is_truncated(name, where, rest):
-    if name == "progressive" and where >= 0.9:
-        pytest.skip("of its last scan alone, the last bit of some coefficients: nothing shows that")
     photo = decode(cut_and(JPEGS[name], where, rest), None)
     assert_typed(photo)
     assert photo.status == "truncated"

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import tarfile
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +16,19 @@ import torch
 from PIL import Image
 
 from bdnet.bdnet import build
+from bdnet.memory import MemoryBudget
 from bdnet.model import load, read_card, save
-from pipeline import storage
+from bdnet.photo import Photo
+from pipeline import decoding, steps, storage
+from pipeline.fetch import Fetched
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, LISTING, MEASUREMENTS
-from pipeline.steps import Detector, Provenance, encode_mask, read_and_decode, stage_rows
+from pipeline.steps import ATTEMPTS, Detector, Provenance, encode_mask, read_and_decode, stage_rows
 
 PROVENANCE = Provenance("m1", "a1", "r1")
 # Names say the (width, height) of the photo at working size.
 SIZES = {"64x48": (64, 48), "48x64": (48, 64), "64x64": (64, 64), "40x30": (40, 30)}
-STATUS = {"text.jpg": "unreadable", "empty.jpg": "empty", "cut.jpg": "truncated", "raw.heic": "unsupported"}
+STATUS = {"text.jpg": "unreadable", "empty.jpg": "empty", "cut.jpg": "truncated", "raw.jpg": "unsupported"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def archive(tmp_path_factory):
     (folder / "empty.jpg").touch()
     whole = jpeg(200, 200)
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "raw.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    (folder / "raw.jpg").write_bytes(b"\0\0\0\x18ftypcrx " + bytes(12))
     rows = []
     for path in sorted(folder.iterdir()):
         etag = storage.local_etag(path.stat())
@@ -236,3 +241,45 @@ def test_an_object_over_the_limit_is_too_large_without_being_read(tmp_path):
     row = {"uri": str(tmp_path / "absent.jpg"), "etag": "1", "size_bytes": 600 * 2**20}
     (decoded,) = read_and_decode(pa.Table.from_pylist([row], schema=LISTING), 64)
     assert decoded["status"].to_pylist() == ["too_large"]
+
+
+def test_a_task_that_runs_again_goes_carefully_and_gives_the_same_rows(archive, decoded, monkeypatch):
+    monkeypatch.setattr(decoding, "attempt", lambda: 1)
+    [carefully] = read_and_decode(archive, 64)
+    assert carefully.equals(decoded)
+
+
+def test_a_block_whose_workers_die_again_and_again_is_left_for_the_next_run(archive, monkeypatch):
+    monkeypatch.setattr(decoding, "attempt", lambda: ATTEMPTS)
+    [given_up] = read_and_decode(archive, 64)
+    assert given_up.select(LISTING.names) == archive
+    assert set(given_up["status"].to_pylist()) == {"timeout"}
+    assert set(given_up["error"].to_pylist()) == {f"the workers that read it were killed {ATTEMPTS} times"}
+
+
+def test_files_in_memory_are_bounded_however_many_threads_fetch(tmp_path, monkeypatch):
+    held, most, lock = 0, 0, threading.Lock()
+
+    def count(change):
+        nonlocal held, most
+        with lock:
+            held += change
+            most = max(most, held)
+
+    def fetch_slowly(uri, etag):
+        count(400)
+        time.sleep(0.01)
+        return Fetched(b"x")
+
+    def decode_slowly(data, working_size, limits):
+        time.sleep(0.01)
+        count(-400)
+        return Photo("unreadable", "no photo")
+
+    monkeypatch.setattr(steps, "_FETCHED", MemoryBudget(1000))
+    monkeypatch.setattr(steps, "fetch", fetch_slowly)
+    monkeypatch.setattr(steps, "decode", decode_slowly)
+    rows = [{"uri": f"{number}.jpg", "etag": "1", "size_bytes": 400} for number in range(20)]
+    [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64)
+    assert decoded["uri"].to_pylist() == [row["uri"] for row in rows]
+    assert most == 800

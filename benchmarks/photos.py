@@ -1,0 +1,34 @@
+"""Small distinct real photos for benchmarks that need many."""
+
+import hashlib
+import io
+import random
+from collections.abc import Iterator
+
+from PIL import Image, ImageOps
+
+from benchmarks.command import data_folder
+
+SOURCES = 30
+
+
+def small_photos(rng: random.Random, long_side: int = 320) -> Iterator[bytes]:
+    """JPEGs without end, each another crop of a photo of BDNET_DATA's blurraw/; no two are equal."""
+    names = sorted((data_folder() / "blurraw" / "images").iterdir())
+    photos = []
+    for name in rng.sample(names, SOURCES):
+        with Image.open(name) as image:
+            photos.append(ImageOps.fit(image.convert("RGB"), (2 * long_side, 2 * long_side)))
+    seen: set[bytes] = set()
+    while True:
+        photo = rng.choice(photos)
+        width, height = (
+            (long_side, long_side * 3 // 4) if rng.random() < 0.7 else (long_side * 3 // 4, long_side)
+        )
+        left, top = rng.randint(0, photo.width - width), rng.randint(0, photo.height - height)
+        buffer = io.BytesIO()
+        photo.crop((left, top, left + width, top + height)).save(buffer, "JPEG", quality=rng.randint(60, 95))
+        digest = hashlib.sha256(buffer.getvalue()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield buffer.getvalue()

@@ -1,0 +1,59 @@
+"""The bound on memory: who asks for too much waits, and nobody for ever."""
+
+import threading
+
+import pytest
+
+from bdnet.memory import MemoryBudget
+
+
+def test_together_threads_never_hold_more_than_the_budget():
+    budget, lock = MemoryBudget(100), threading.Lock()
+    held, most = 0, 0
+
+    def work(size):
+        nonlocal held, most
+        for _ in range(50):
+            with budget.reserve(size):
+                with lock:
+                    held += size
+                    most = max(most, held)
+                with lock:
+                    held -= size
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (10, 30, 60, 100, 45)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert 0 < most <= 100
+
+
+def test_more_than_the_whole_budget_waits_until_it_is_alone():
+    budget, entered = MemoryBudget(100), threading.Event()
+
+    def ask_for_too_much():
+        with budget.reserve(10_000):
+            entered.set()
+
+    thread = threading.Thread(target=ask_for_too_much)
+    with budget.reserve(1):
+        thread.start()
+        assert not entered.wait(0.05)
+    assert entered.wait(30)
+    thread.join()
+
+
+def test_a_failure_gives_back_what_it_held():
+    budget = MemoryBudget(100)
+
+    def fail():
+        with budget.reserve(100):
+            raise OSError("broken")
+
+    for _ in range(3):
+        with pytest.raises(OSError, match="broken"):
+            fail()
+    with budget.reserve(100):
+        pass
