@@ -27,7 +27,7 @@ export BDNET_DATA
 endif
 
 # Modules of benchmarks/ that `make bench` runs, in this order.
-BENCHMARKS := archive_auc scores precision scale
+BENCHMARKS := archive_auc scores precision mutants decode_memory scale soak chaos
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-s3 test test-fast lint format bench lock clean

@@ -5,8 +5,9 @@ shown on white; the first frame stands for an animation; a JPEG is read at the s
 is still large enough, then resized like every other format, bicubic with antialiasing.
 
 A photo is ok only if all its pixels are there, as far as its format lets that be known: PNG has checksums,
-``bdnet.jpeg`` says what a JPEG tells, WebP and HEIC betray a filled tail and most gaps. An uncompressed
-TIFF or BMP of the right length, zeroed or overwritten inside, is a picture like any other.
+``bdnet.jpeg`` says what a JPEG tells, a cut or filled tail is found in WebP and HEIC, a cut one in TIFF and
+BMP. Not found: bits flipped or sectors lost inside in WebP, HEIC, BMP and most TIFF, and a filled tail of an
+uncompressed one, which may be a black border. ``python -m benchmarks.mutants`` counts what gets through.
 
 The threads of a process together decode within ``Limits.max_memory``, whatever the photos are.
 """
@@ -125,7 +126,7 @@ class Limits:
 
 
 # What all threads of this process may take together. ``python -m benchmarks.decode_memory`` measures what
-# ``_BYTES_PER_PIXEL`` promises.
+# ``_BYTES_PER_PIXEL`` promises, but for HEIC: its share is a guess, about twice what a plain one takes.
 _MEMORY = MemoryBudget(Limits().max_memory)
 # Pillow's own blocks of 16 MiB stay with the thread that freed them, as glibc sees it, and with eight
 # threads that doubles the bound. Blocks of this size always go back to the system.
