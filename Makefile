@@ -30,7 +30,7 @@ endif
 BENCHMARKS := archive_auc scores precision mutants decode_memory scale soak chaos
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-s3 test test-fast lint format bench lock clean
+.PHONY: help install demo demo-s3 test test-long test-fast lint format bench lock clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -69,8 +69,11 @@ demo-s3: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## The same through a lo
 		sh -c '$(PY) -m jobs.audit s3://photos/archive --out s3://out/demo && \
 		$(PY) -m infra.demo_summary s3://out/demo --save-report out/demo-s3/report.html'
 
-test: install  ## Run all tests
-	$(PY) -m pytest
+test: install  ## Run all tests but the long ones
+	$(PY) -m pytest -m "not long"
+
+test-long: install  ## Run the long tests: lost nodes, lost storage, faults that stay
+	$(PY) -m pytest -m long
 
 test-fast: install  ## Run the tests that need no whole job
 	$(PY) -m pytest -m "not e2e"

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import math
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from pipeline.steps import Detector, Provenance, read_and_decode, stage_rows
 from pipeline.stream import stream
 
 PHOTOS_PER_BLOCK = 32
+# After SIGTERM, for files that are on their way to the driver; `ray job stop` kills after 3 s.
+GRACE_SECONDS = 1.0
+MIN_BLOCK_BYTES = 64 << 20
 # Rows of one staged file: small enough that a crash repeats seconds of work, not minutes.
 PHOTOS_PER_FILE = 64
 # Photos of one Ray Data execution: what the driver keeps about blocks is bounded by it.
@@ -80,7 +85,7 @@ def work_off(
                         for committer in committers.values():
                             committer.flush(if_due=True)
                         _check_denied(outcome, photos, plan.max_denied)
-                        if told_to_end.is_set():
+                        if told_to_end.lasts() > GRACE_SECONDS:
                             raise OSError("told to end (SIGTERM); what was staged is committed, run it again")
                 finally:
                     # Also when a step fails: what is staged and known here is not done twice.
@@ -121,7 +126,8 @@ def _windows(to_do: Iterable[str]) -> Iterator[list[pa.Table]]:
 def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
     """Read, decode, detect and stage a bounded number of photos: one row per file written."""
     shares = plan.shares
-    cluster.bound_decoded(shares, PHOTOS_PER_BLOCK * 3 * plan.working_size**2)
+    # Ray takes a task that it does not know yet for one with large blocks: at a tight bound it starts few.
+    cluster.bound_decoded(shares, max(MIN_BLOCK_BYTES, PHOTOS_PER_BLOCK * 3 * plan.working_size**2))
     return (
         ray.data.from_arrow(list(photos))
         .map_batches(
@@ -154,14 +160,28 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
     )
 
 
+class _Noted:
+    """When a signal came."""
+
+    def __init__(self) -> None:
+        self._at = math.inf
+
+    def note(self, *_: object) -> None:
+        self._at = min(self._at, time.monotonic())
+
+    def lasts(self) -> float:
+        """Seconds since it came; negative before."""
+        return time.monotonic() - self._at
+
+
 @contextlib.contextmanager
-def _sigterm_noted() -> Iterator[threading.Event]:
-    """SIGTERM, as a spot node gets it before it goes, sets the event instead of ending the process."""
-    noted = threading.Event()
+def _sigterm_noted() -> Iterator[_Noted]:
+    """SIGTERM, as a spot node gets it before it goes, is noted instead of ending the process."""
+    noted = _Noted()
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    before = signal.signal(signal.SIGTERM, noted.note)
     try:
         yield noted
     finally:

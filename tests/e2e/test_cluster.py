@@ -142,6 +142,7 @@ def test_decoding_does_not_run_away_from_a_slow_detector(
 
 
 # Four nodes start one after the other, and two more: on a busy machine that alone takes minutes.
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_job_outlives_its_nodes_and_runs_each_step_where_it_belongs(
     guarded: Cluster, code: Path, sample_archive: Path, model: Path, tmp_path: Path

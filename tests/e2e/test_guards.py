@@ -76,8 +76,8 @@ def test_sigterm_commits_what_is_staged_and_the_next_run_goes_on(
         audit_command(*command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + JOB_WITHIN_S
-    while not list(out.glob("table/part-*")) and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    while not table_rows(out) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
     driver.send_signal(signal.SIGTERM)
     said, errors = driver.communicate(timeout=JOB_WITHIN_S)
     assert driver.returncode == 1, errors

@@ -172,6 +172,7 @@ def test_a_key_that_looks_like_a_path_is_not_tidied_up(
     assert Path(ran.result["report"]).exists()
 
 
+@pytest.mark.long
 def test_a_folder_named_like_a_photo_is_a_folder_and_content_outranks_the_suffix(
     model: Path, joined: Cluster, tmp_path: Path
 ) -> None:

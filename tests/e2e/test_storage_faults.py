@@ -119,6 +119,7 @@ def test_faults_that_pass_cost_no_photo(archive: str, proxy: FaultProxy, model: 
     assert found(s3, "s3://out/passing/table") == {f"{n:02d}": "ok" for n in range(PHOTOS)}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("joined")
 def test_faults_that_stay_are_failures_and_the_next_run_does_just_those_photos(
     archive: str, proxy: FaultProxy, model: Path, s3: S3Server
@@ -155,6 +156,7 @@ def test_faults_that_stay_are_failures_and_the_next_run_does_just_those_photos(
     assert found(s3, "s3://out/staying/table") == {f"{n:02d}": "ok" for n in range(PHOTOS)}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("joined")
 def test_a_server_that_goes_away_ends_the_run_in_one_line_and_the_next_run_completes_it(
     archive: str, proxy: FaultProxy, model: Path, s3: S3Server
