@@ -59,6 +59,7 @@ def test_who_has_no_token_can_submit_nothing(guarded: Cluster, tmp_path: Path) -
     assert guarded.api("/api/jobs/") == []
 
 
+@pytest.mark.long
 def test_a_cluster_where_no_node_gets_a_cpu_ends_the_job_and_says_so(guarded: Cluster) -> None:
     impatient = (
         "from pipeline import cluster; cluster.NODES_WITHIN_SECONDS = 1; cluster.connect().__enter__()"

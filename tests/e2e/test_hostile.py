@@ -158,6 +158,7 @@ def untidy_archive() -> Iterator[dict[str, str]]:
         server.shutdown()
 
 
+@pytest.mark.long
 def test_a_key_that_looks_like_a_path_is_not_tidied_up(
     untidy_archive: dict[str, str], model: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_an_audit_needs_no_more_than_the_policy_and_tells_its_keys_to_nobody(
     server: S3Server,
     proxy: FaultProxy,
