@@ -97,7 +97,8 @@ class Run:
     def close(self) -> None:
         self.driver.kill()
         end_session(self.driver.pid)
-        self.driver.communicate()
+        self.driver.wait()
+        self.driver.stderr.close()
 
 
 @pytest.fixture
