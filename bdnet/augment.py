@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from bdnet.bdnet import BLUR_KINDS
+from bdnet.output import BLUR_KINDS
 
 
 @dataclass(frozen=True)

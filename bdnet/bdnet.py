@@ -4,40 +4,39 @@ Shen, Dong, Wang, Kong, Wu, Shu: "Automatic Extraction of Blur Regions on a Sing
 Segmentation", IEEE Access 8, 2020, doi 10.1109/ACCESS.2020.2978084.
 """
 
-from typing import NamedTuple
-
+import torch
 from torch import Tensor, nn
 
-from bdnet.decoder import FCN2sDecoder, TopHead
+from bdnet.decoder import FCN2sDecoder, SkipNorm, TopHead
 from bdnet.encoder import ENCODERS, ResNetEncoder
+from bdnet.output import BLUR_KINDS, Output
 
-BLUR_KINDS = ("motion", "defocus")
-
-# The paper's networks by name: encoder and top head. The heavy top belongs to the deep encoders.
-ARCHITECTURES: dict[str, tuple[str, TopHead]] = {
-    "bdnet-resnet18": ("resnet18", "light"),
-    "bdnet-resnet34": ("resnet34", "light"),
-    "bdnet-resnet50": ("resnet50", "full"),
-    "bdnet-resnet101": ("resnet101", "full"),
-    "bdnet-resnet152": ("resnet152", "full"),
+# Top head of each depth: the heavy one belongs to the deep encoders.
+TOPS: dict[str, TopHead] = {
+    "resnet18": "light",
+    "resnet34": "light",
+    "resnet50": "full",
+    "resnet101": "full",
+    "resnet152": "full",
 }
-
-
-class Output(NamedTuple):
-    """``logits`` N×2×H×W over (sharp, blurred); ``kind_logits`` N×2 over (motion, defocus)."""
-
-    logits: Tensor
-    kind_logits: Tensor
 
 
 class BDNet(nn.Module):
     """Class scores of every pixel and of the photo's kind of blur."""
 
-    def __init__(self, encoder: str = "resnet18", top: TopHead = "light", dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        encoder: str = "resnet18",
+        top: TopHead | None = None,
+        dropout: float = 0.5,
+        norm: SkipNorm = "batch",
+        finest: int = 2,
+    ) -> None:
         super().__init__()
+        channels = ENCODERS[encoder].channels
         self.encoder = ResNetEncoder(encoder)
-        self.decoder = FCN2sDecoder(ENCODERS[encoder].channels, top, dropout)
-        self.kind = nn.Linear(ENCODERS[encoder].channels[-1], len(BLUR_KINDS))
+        self.decoder = FCN2sDecoder(channels, top or TOPS[encoder], dropout, norm, finest)
+        self.kind = nn.Linear(channels[-1], len(BLUR_KINDS))
 
     def forward(self, images: Tensor) -> Output:
         """Score normalised float images N×3×H×W (see ``preprocess.normalize``) of any size."""
@@ -46,12 +45,21 @@ class BDNet(nn.Module):
         return Output(logits, self.kind(features[-1].mean(dim=(2, 3))))
 
 
-def build(arch: str) -> BDNet:
-    """Build a network by name, untrained.
+class TypedBDNet(nn.Module):
+    """BDNet with one mask channel per kind of blur: every pixel is sharp, motion or defocus."""
 
-    Raises:
-        ValueError: no such architecture.
-    """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return BDNet(*ARCHITECTURES[arch])
+    def __init__(self, encoder: str = "resnet18") -> None:
+        super().__init__()
+        self.encoder = ResNetEncoder(encoder)
+        self.decoder = FCN2sDecoder(ENCODERS[encoder].channels, TOPS[encoder], classes=1 + len(BLUR_KINDS))
+
+    def forward(self, images: Tensor) -> Output:
+        """Score normalised float images N×3×H×W of any size."""
+        features = self.encoder(images)
+        scores = self.decoder(features, (images.shape[-2], images.shape[-1])).float()
+        sharp, kinds = scores[:, :1], scores[:, 1:]
+        # A softmax over these two is the softmax over all three with the kinds added up.
+        logits = torch.cat([sharp, torch.logsumexp(kinds, dim=1, keepdim=True)], dim=1)
+        # Of the photo: how much of each kind its pixels show.
+        share = torch.softmax(scores, dim=1)[:, 1:].mean(dim=(2, 3))
+        return Output(logits, (share + 1e-6).log(), kind_maps=kinds)

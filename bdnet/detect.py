@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from bdnet.bdnet import BLUR_KINDS
+from bdnet.output import BLUR_KINDS
 
 BLURRED_PROBABILITY = 0.5  # a pixel is blurred from here on
 SUBJECT_SIGMA = 0.2  # of each side: where a subject is expected when the camera didn't say
@@ -36,7 +36,7 @@ class Detection:
     subject_blurred_fraction: float
     subject_source: str  # "exif" or "centre"
     uncertainty: float  # bits, 0 to 1
-    blur_kind: str | None  # "motion", "defocus", None where hardly anything is blurred
+    blur_kind: str | None  # "motion", "defocus", None where hardly anything is blurred or no branch says
     kind_confidence: float | None
     verdict: str
     focus: str
@@ -44,7 +44,7 @@ class Detection:
 
 def measure(
     probability: np.ndarray,
-    kinds: np.ndarray,
+    kinds: np.ndarray | None,
     subject_area: tuple[float, float, float, float] | None = None,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Detection:
@@ -52,7 +52,7 @@ def measure(
 
     Args:
         probability: float32 H×W, probability that a pixel is blurred.
-        kinds: float32 2, probability of motion and of defocus.
+        kinds: float32 2, probability of motion and of defocus; None where the network doesn't say.
         subject_area: x0, y0, x1, y1 as fractions of the upright photo, from EXIF.
     """
     mask = probability >= BLURRED_PROBABILITY
@@ -60,8 +60,7 @@ def measure(
     sharp_fraction = largest_sharp_fraction(mask)
     weights, source = subject_weights(mask.shape, subject_area)
     subject = float(np.average(mask, weights=weights))
-    kind = int(kinds.argmax())
-    has_kind = blurred_fraction >= thresholds.kind_from
+    kind = int(kinds.argmax()) if kinds is not None and blurred_fraction >= thresholds.kind_from else None
     said = verdict(blurred_fraction, thresholds)
     return Detection(
         mask=mask,
@@ -71,8 +70,8 @@ def measure(
         subject_blurred_fraction=subject,
         subject_source=source,
         uncertainty=mean_entropy(probability),
-        blur_kind=BLUR_KINDS[kind] if has_kind else None,
-        kind_confidence=float(kinds[kind]) if has_kind else None,
+        blur_kind=None if kind is None else BLUR_KINDS[kind],
+        kind_confidence=None if kinds is None or kind is None else float(kinds[kind]),
         verdict=said,
         focus=focus(said, sharp_fraction, subject, thresholds),
     )

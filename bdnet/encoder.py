@@ -1,4 +1,4 @@
-"""ResNet encoder: the five feature maps that BDNet scores; torchvision's code and names.
+"""ResNet encoder: the five feature maps that BDNet scores; torchvision's code and names. ImageNet weights.
 
 He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016.
 """
@@ -32,23 +32,26 @@ ENCODERS = {
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet without its classifier, under torchvision's parameter names."""
+    """ResNet without its classifier, under torchvision's parameter names; three stages or all four."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stages: int = 4) -> None:
         super().__init__()
         spec = ENCODERS[name]
         resnet = getattr(torchvision.models, spec.constructor)(weights=None)
-        self.channels = spec.channels
+        self.weights = spec.weights
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2
-        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+        self.layer3 = resnet.layer3
+        if stages == 4:
+            self.layer4 = resnet.layer4
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map float images N×3×H×W to five features; feature i is N×C_i×⌈H/2^(i+1)⌉×⌈W/2^(i+1)⌉."""
+        """Map float images N×3×H×W to stages + 1 features; feature i is N×C_i×⌈H/2^(i+1)⌉×⌈W/2^(i+1)⌉."""
         stem = self.relu(self.bn1(self.conv1(images)))
         features = [stem, self.layer1(self.maxpool(stem))]
-        for layer in (self.layer2, self.layer3, self.layer4):
-            features.append(layer(features[-1]))
+        for layer in (self.layer2, self.layer3, getattr(self, "layer4", None)):
+            if layer is not None:
+                features.append(layer(features[-1]))
         return features
 
 
@@ -69,24 +72,35 @@ class InitReport:
         return "; ".join(parts)
 
 
-def load_imagenet(encoder: ResNetEncoder, name: str) -> InitReport:
-    """Initialise from torchvision's ImageNet weights, downloaded once into torch's hub cache."""
-    weights = torchvision.models.get_weight(ENCODERS[name].weights)
+def load_imagenet(encoder: nn.Module) -> InitReport:
+    """Initialise from torchvision's ImageNet weights, downloaded once into torch's hub cache.
+
+    Raises:
+        ValueError: nobody trained this encoder on ImageNet.
+    """
+    name = getattr(encoder, "weights", None)
+    if name is None:
+        raise ValueError("this network's encoder has no ImageNet weights; start it with --init none")
+    weights = torchvision.models.get_weight(name)
     return load_state(
         encoder, weights.get_state_dict(progress=True, check_hash=True), f"torchvision {weights}"
     )
 
 
-def load_state(encoder: ResNetEncoder, state: Mapping[str, Tensor], source: str) -> InitReport:
+def load_state(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> InitReport:
     """Initialise from tensors under torchvision's keys; a partial state is fine and is reported.
 
     Raises:
         ValueError: nothing in ``state`` belongs to this encoder, or it is of another depth.
     """
     own = encoder.state_dict()
+    if adapt := getattr(encoder, "convolutional", None):
+        state = adapt(state)
     loaded = {key: value for key, value in state.items() if key in own}
     if not loaded:
-        raise ValueError(f"{source} holds no ResNet weights under torchvision's names (conv1.weight, …)")
+        raise ValueError(
+            f"{source} holds no weights of this encoder under torchvision's names ({next(iter(own))}, …)"
+        )
     for key, value in loaded.items():
         if value.shape != own[key].shape:
             raise ValueError(
@@ -95,7 +109,8 @@ def load_state(encoder: ResNetEncoder, state: Mapping[str, Tensor], source: str)
             )
     not_used = sorted(set(state) - set(loaded))
     # A deeper network of the same blocks fits by shape, but its stages make no sense with blocks left out.
-    if deeper := [key for key in not_used if key.startswith("layer")]:
+    stages = {key.split(".")[0] for key in own}
+    if deeper := [key for key in not_used if key.startswith("layer") and key.split(".")[0] in stages]:
         raise ValueError(f"{source}: this encoder has no {deeper[0]}; choose weights of the same depth")
     encoder.load_state_dict(loaded, strict=False)
     return InitReport(

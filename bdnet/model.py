@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bdnet.bdnet import build
 from bdnet.detect import Detection, measure
+from bdnet.networks import build
 from bdnet.photo import decode
 from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE, normalize
 
@@ -33,6 +33,8 @@ class Card:
     digest: str  # sha256 of model.safetensors
     working_size: int = WORKING_SIZE
     preprocessing: str = PREPROCESSING_VERSION
+    # Logits are divided by it: above 1 the network was surer than it was right. Masks don't change.
+    temperature: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -48,21 +50,24 @@ class Model:
         self.card = card
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Detect blur in a batch of equal shape.
 
         Args:
             images: uint8 RGB N×H×W×3.
 
         Returns:
-            probability that a pixel is blurred, float32 N×H×W; probability of (motion, defocus), float32 N×2.
+            probability that a pixel is blurred, float32 N×H×W; probability of (motion, defocus), float32 N×2,
+            or None where the network doesn't tell them apart.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device)):
             output = self.net(normalize(images.to(self.device, non_blocking=True)))
         # The difference of two logits through a sigmoid is the softmax of two classes.
         margin = output.logits[:, 1].float() - output.logits[:, 0].float()
-        kinds = torch.softmax(output.kind_logits.float(), dim=1)
-        return torch.sigmoid(margin).cpu().numpy(), kinds.cpu().numpy()
+        probability = torch.sigmoid(margin / self.card.temperature).cpu().numpy()
+        if output.kind_logits is None:
+            return probability, None
+        return probability, torch.softmax(output.kind_logits.float(), dim=1).cpu().numpy()
 
     def probability(self, pixels: np.ndarray) -> np.ndarray:
         """Probability that each pixel is blurred, float32 H×W, for one photo uint8 H×W×3."""
@@ -80,7 +85,8 @@ class Model:
             name = "the photo" if isinstance(photo, bytes) else os.fspath(photo)
             raise ValueError(f"{name} is {decoded.status}: {decoded.error}")
         probability, kinds = self.predict(torch.from_numpy(decoded.pixels)[None])
-        return measure(probability[0], kinds[0], decoded.capture.subject_area)
+        kind = None if kinds is None else kinds[0]
+        return measure(probability[0], kind, decoded.capture.subject_area)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

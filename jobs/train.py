@@ -22,7 +22,7 @@ class Settings:
     out: str
     """Folder or URI of checkpoints and model; the same command given again goes on from its checkpoint."""
     arch: str
-    """Network: bdnet-resnet18, -resnet34, -resnet50, -resnet101 or -resnet152."""
+    """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
     recipe: Literal["paper", "default"] = "default"
     """paper: as published; default: better within two hours of two CPU cores."""
     init: str = "imagenet"
@@ -33,6 +33,8 @@ class Settings:
     """Epochs; the recipe's own number when not given."""
     folds: int | None = None
     """Train K networks, each validated on another K-th of the photos; else one, validated on a tenth."""
+    all_photos: bool = False
+    """Train on every photo and validate on none, once folds have shown what the recipe gives."""
     seed: int = 0
     """Seed of everything random."""
     terms: str = "not stated"
@@ -51,6 +53,8 @@ def work(settings: Settings) -> dict[str, Any]:
         raise UsageError("--workers and --epochs must be at least 1")
     if settings.folds is not None and settings.folds < 2:
         raise UsageError("--folds must be at least 2")
+    if settings.all_photos and settings.folds is not None:
+        raise UsageError("--folds holds photos out, --all-photos holds out none; give one of them")
     out = storage.normalize(settings.out)
     one = TrainingSettings(
         patches=storage.normalize(settings.patches),
@@ -60,7 +64,7 @@ def work(settings: Settings) -> dict[str, Any]:
         init=settings.init,
         workers=settings.workers,
         seed=settings.seed,
-        validation_folds=settings.folds or VALIDATION_FOLDS,
+        validation_folds=0 if settings.all_photos else settings.folds or VALIDATION_FOLDS,
         fold=0,
         terms=settings.terms,
         command=shlex.join(["python", "-m", "jobs.train", *_public_arguments(settings)]),
@@ -83,6 +87,8 @@ def _public_arguments(settings: Settings) -> list[str]:
     arguments += ["--workers", str(settings.workers), "--seed", str(settings.seed), "--terms", settings.terms]
     if settings.epochs is not None:
         arguments += ["--epochs", str(settings.epochs)]
+    if settings.all_photos:
+        arguments.append("--all-photos")
     return arguments if settings.folds is None else [*arguments, "--folds", str(settings.folds)]
 
 

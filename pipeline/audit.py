@@ -60,9 +60,9 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
-def audit_digest(model_digest: str, working_size: int) -> str:
+def audit_digest(card: Card, working_size: int) -> str:
     """Hash of all that changes pixels or their scores; never of thresholds."""
-    parts = [model_digest, working_size, DECODER_VERSION, PREPROCESSING_VERSION]
+    parts = [card.digest, card.temperature, working_size, DECODER_VERSION, PREPROCESSING_VERSION]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -93,7 +93,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
     card = check(settings)
     working_size = settings.working_size or card.working_size
     layout, run = AuditLayout(settings.out), AuditLayout(settings.out).run(run_id)
-    provenance = Provenance(card.digest, audit_digest(card.digest, working_size), run_id)
+    provenance = Provenance(card.digest, audit_digest(card, working_size), run_id)
 
     with lock.hold(layout.lock, run_id) as check_lock:
         log.info("listing %s", settings.source)
@@ -151,7 +151,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
 def dry_run(settings: AuditSettings, scratch: str) -> dict[str, Any]:
     """List and subtract only; the lists go to the folder ``scratch``, nothing is written to ``out``."""
     card = check(settings)
-    digest = audit_digest(card.digest, settings.working_size or card.working_size)
+    digest = audit_digest(card, settings.working_size or card.working_size)
     listing = write_listing(settings.source, scratch, settings.limit)
     log.info("%s", _found(listing))
     table = AuditLayout(settings.out).table

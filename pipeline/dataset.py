@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bdnet.bdnet import BLUR_KINDS
+from bdnet.output import BLUR_KINDS
 from bdnet.photo import decode
 from pipeline import storage
 

@@ -142,9 +142,12 @@ class Detector:
                 batch = alike[start : start + BATCH]
                 pixels = np.stack([np.frombuffer(row["pixels"], np.uint8) for row in batch])
                 images = torch.from_numpy(pixels.reshape(len(batch), height, width, 3))
-                for row, probability, kinds in zip(batch, *self._model.predict(images), strict=True):
+                probabilities, kinds = self._model.predict(images)
+                for index, row in enumerate(batch):
                     area = row["subject_area"]
-                    row |= measurements(measure(probability, kinds, tuple(area) if area else None))
+                    kind = None if kinds is None else kinds[index]
+                    detection = measure(probabilities[index], kind, tuple(area) if area else None)
+                    row |= measurements(detection)
         return pa.Table.from_pylist(rows, schema=_DETECTED)
 
 

@@ -19,10 +19,10 @@ import torch.distributed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bdnet.bdnet import BDNet, build
 from bdnet.losses import bdnet_loss
 from bdnet.metrics import confusion, scores
 from bdnet.model import Card, Model, has_fast_bfloat16
+from bdnet.networks import build
 from bdnet.preprocess import normalize
 from bdnet.recipes import Recipe
 from pipeline import storage
@@ -111,7 +111,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
         metrics |= {"epoch": epoch + 1, "loss": loss, "samples_per_second": round(samples / seconds, 2)}
         last = epoch + 1 == recipe.epochs
-        if last or (epoch + 1) % VALIDATE_EVERY == 0:
+        if config.validation and (last or (epoch + 1) % VALIDATE_EVERY == 0):
             metrics |= _validate(averaged.module if averaged else net, config, rank, world, device)
         if rank == 0:
             _write_checkpoint(config, epoch + 1, net, averaged, optimizer, schedule, metrics)
@@ -132,7 +132,7 @@ def _batches(config: LoopConfig, world: int) -> Iterator[dict[str, torch.Tensor]
     )
 
 
-def _optimizer(net: BDNet, config: LoopConfig) -> torch.optim.Optimizer:
+def _optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     recipe = config.recipe
     pretrained = {f"encoder.{name}" for name in config.pretrained}
     groups = []
@@ -170,7 +170,7 @@ def _schedule(optimizer: torch.optim.Optimizer, config: LoopConfig) -> torch.opt
 
 def _train_epoch(
     parallel: nn.Module,
-    net: BDNet,
+    net: nn.Module,
     averaged: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -182,15 +182,16 @@ def _train_epoch(
     """One epoch; returns the mean loss of this worker."""
     recipe = config.recipe
     parallel.train()
+    encoder = net.get_submodule("encoder")
     frozen = epoch < recipe.frozen_epochs
     if frozen:
-        net.encoder.eval()
+        encoder.eval()
     total = 0.0
     for _ in range(config.steps_per_epoch):
         batch = next(batches)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
             output = parallel(normalize(batch["image"].to(device)))
-        loss, _segmentation = bdnet_loss(
+        loss = bdnet_loss(
             output,
             batch["mask"].to(device).long(),
             batch["kind"].to(device),
@@ -200,7 +201,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if frozen:
-            for parameter in net.encoder.parameters():
+            for parameter in encoder.parameters():
                 parameter.grad = None
         optimizer.step()
         schedule.step()
@@ -234,7 +235,7 @@ def _validate(
 def _write_checkpoint(
     config: LoopConfig,
     epoch: int,
-    net: BDNet,
+    net: nn.Module,
     averaged: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,

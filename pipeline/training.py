@@ -24,13 +24,15 @@ import ray.train
 import safetensors.torch
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
 
 from bdnet import model as models
 from bdnet.augment import random_crop
-from bdnet.bdnet import BLUR_KINDS, BDNet, build
 from bdnet.detect import DEFAULT_THRESHOLDS
 from bdnet.encoder import InitReport, load_imagenet, load_state
 from bdnet.losses import IGNORED_KIND
+from bdnet.networks import build
+from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
 from pipeline import storage
 from pipeline.cluster import Shares, quiet_ray_data
@@ -52,7 +54,7 @@ class TrainingSettings:
     init: str
     workers: int
     seed: int
-    # Every how manieth photo of each kind is held out, and which of the folds this run holds out.
+    # Every how manieth photo of each kind is held out (0: none), and which of the folds this run holds out.
     validation_folds: int
     fold: int
     terms: str
@@ -85,9 +87,9 @@ def plan(patches: str, recipe: Recipe, folds: int, fold: int) -> Plan:
             f"{patches} holds photos of split {', '.join(other)}; train on the split train alone"
         )
     kinds = {row["photo"]: row["kind"] for row in rows}
-    validation = validation_photos(kinds, folds, fold)
+    validation = validation_photos(kinds, folds, fold) if folds else ()
     training = Counter(row["kind"] for row in rows if row["photo"] not in set(validation))
-    if not training or not validation:
+    if not training or (folds and not validation):
         raise ValueError(f"{patches} holds {len(kinds)} photos, too few to hold out one in {folds}")
     most = max(training.values())
     copies = {kind: round(most / n) if recipe.balance_kinds else 1 for kind, n in training.items()}
@@ -155,7 +157,7 @@ def _crop_shard(
         yield {"image": np.stack(images), "mask": np.stack(masks), "kind": np.array(kinds, np.int64)}
 
 
-def initial_network(arch: str, init: str, seed: int = 0) -> tuple[BDNet, InitReport | None]:
+def initial_network(arch: str, init: str, seed: int = 0) -> tuple[nn.Module, InitReport | None]:
     """Build the network and fill its encoder from ImageNet weights, a file, or not at all.
 
     Raises:
@@ -163,10 +165,11 @@ def initial_network(arch: str, init: str, seed: int = 0) -> tuple[BDNet, InitRep
     """
     torch.manual_seed(seed)  # what the initial weights leave out starts at random
     net = build(arch)
+    encoder = net.get_submodule("encoder")
     if init == "none":
         return net, None
     if init == "imagenet":
-        return net, load_imagenet(net.encoder, arch.removeprefix("bdnet-"))
+        return net, load_imagenet(encoder)
     if not init.endswith(".safetensors"):
         raise ValueError(f"{init}: give ImageNet weights as .safetensors under torchvision's names")
     fs, path = fsspec.core.url_to_fs(init)
@@ -174,7 +177,7 @@ def initial_network(arch: str, init: str, seed: int = 0) -> tuple[BDNet, InitRep
         state = safetensors.torch.load(fs.cat_file(path))
     except FileNotFoundError as error:
         raise ValueError(f"no weights at {init}; give a .safetensors file, imagenet or none") from error
-    return net, load_state(net.encoder, state, path.rsplit("/", 1)[-1])
+    return net, load_state(encoder, state, path.rsplit("/", 1)[-1])
 
 
 def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
@@ -223,7 +226,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
     return {
         "model": f"{settings.out}/model",
         "digest": card.digest,
-        "val_mean_iou": metrics["val_mean_iou"],
+        "val_mean_iou": metrics.get("val_mean_iou"),
         "epochs": recipe.epochs,
         "samples_per_second": metrics["samples_per_second"],
     }

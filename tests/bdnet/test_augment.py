@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdnet.augment import Augmentation, disk_kernel, motion_kernel, random_crop
-from bdnet.bdnet import BLUR_KINDS
+from bdnet.output import BLUR_KINDS
 from bdnet.recipes import RECIPES
 
 PLAIN = Augmentation(crop=64)

@@ -82,7 +82,7 @@ def test_a_partial_file_fills_what_it_has_and_the_report_names_the_rest(encoder)
 
 
 def test_a_file_of_something_else_is_refused(encoder):
-    with pytest.raises(ValueError, match=r"vgg\.safetensors holds no ResNet weights .*conv1\.weight"):
+    with pytest.raises(ValueError, match=r"vgg\.safetensors holds no weights of this encoder .*conv1\.weight"):
         load_state(encoder, {"features.0.weight": torch.zeros(64, 3, 3, 3)}, "vgg.safetensors")
 
 
@@ -106,7 +106,7 @@ def test_imagenet_weights_are_torchvisions_of_the_same_depth_checked_by_hash(mon
             return getattr(torchvision.models, name)(weights=None).state_dict()
 
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
-    report = load_imagenet(on_meta(name), name)
+    report = load_imagenet(on_meta(name))
 
     (weights, checked), *others = asked
     assert not others

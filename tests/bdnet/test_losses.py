@@ -4,8 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bdnet.bdnet import BLUR_KINDS, Output
-from bdnet.losses import IGNORED_KIND, KIND_CLASS_WEIGHTS, bdnet_loss, soft_iou
+from bdnet.losses import (
+    IGNORED_KIND,
+    KIND_CLASS_WEIGHTS,
+    bdnet_loss,
+    kind_loss,
+    segmentation_loss,
+    soft_iou,
+)
+from bdnet.output import BLUR_KINDS, Output
 
 MOTION, DEFOCUS = range(2)
 
@@ -28,10 +35,8 @@ def output(batch=3, seed=1):
 
 
 def kind_part(kind_logits, kinds):
-    """The kind's share alone, from two totals of the same masks."""
     said = Output(torch.zeros(len(kinds), 2, 4, 4), kind_logits)
-    total, segmentation = bdnet_loss(said, torch.zeros(len(kinds), 4, 4).long(), torch.tensor(kinds), 0.2, 0)
-    return ((total - 0.8 * segmentation) / 0.2).item()
+    return kind_loss(said, torch.zeros(len(kinds), 4, 4).long(), torch.tensor(kinds)).item()
 
 
 @pytest.mark.parametrize("mask", [masks(), torch.zeros_like(masks()), torch.ones_like(masks())])
@@ -57,18 +62,17 @@ def test_soft_iou_falls_as_the_map_gets_surer_of_the_truth():
 
 def test_total_is_the_papers_sum_of_cross_entropies():
     said, mask, kind = output(), masks(), torch.tensor([MOTION, DEFOCUS, DEFOCUS])
-    total, segmentation = bdnet_loss(said, mask, kind, kind_weight=0.2, region_weight=0.0)
+    total = bdnet_loss(said, mask, kind, kind_weight=0.2, region_weight=0.0)
     # Weighted cross-entropy divides by the weights of the classes that are there.
     each = functional.cross_entropy(said.kind_logits, kind, reduction="none")
     weighted = (1.5 * each[0] + 0.75 * each[1] + 0.75 * each[2]) / (1.5 + 0.75 + 0.75)
-    assert segmentation.item() == pytest.approx(functional.cross_entropy(said.logits, mask).item())
-    assert total.item() == pytest.approx((0.8 * segmentation + 0.2 * weighted).item())
+    expected = 0.8 * functional.cross_entropy(said.logits, mask) + 0.2 * weighted
+    assert total.item() == pytest.approx(expected.item())
 
 
 def test_the_region_weight_adds_that_much_soft_iou_to_the_segmentation():
-    said, mask, kind = output(), masks(), torch.tensor([MOTION, DEFOCUS, DEFOCUS])
-    _, plain = bdnet_loss(said, mask, kind, kind_weight=0.2, region_weight=0.0)
-    _, both = bdnet_loss(said, mask, kind, kind_weight=0.2, region_weight=0.5)
+    said, mask = output(), masks()
+    plain, both = (segmentation_loss(said.logits, mask, region_weight=weight) for weight in (0.0, 0.5))
     assert (both - plain).item() == pytest.approx(0.5 * soft_iou(said.logits, mask).item(), rel=1e-4)
 
 
@@ -90,9 +94,9 @@ def test_a_crop_without_a_kind_says_nothing_about_kinds():
 
 def test_a_batch_without_any_kind_still_reaches_the_branch_with_a_zero_gradient():
     said = output()
-    total, segmentation = bdnet_loss(said, masks(), torch.full((3,), IGNORED_KIND), 0.2, 0.0)
+    total = bdnet_loss(said, masks(), torch.full((3,), IGNORED_KIND), 0.2, 0.0)
     total.backward()
-    assert total.item() == pytest.approx(0.8 * segmentation.item())
+    assert total.item() == pytest.approx(0.8 * functional.cross_entropy(said.logits, masks()).item())
     assert said.logits.grad.any()
     assert said.kind_logits.grad is not None  # data-parallel training waits for it
     assert not said.kind_logits.grad.any()
@@ -100,11 +104,36 @@ def test_a_batch_without_any_kind_still_reaches_the_branch_with_a_zero_gradient(
 
 def test_without_weight_for_kinds_the_total_is_the_segmentation():
     said, mask, kind = output(), masks(), torch.tensor([MOTION, DEFOCUS, DEFOCUS])
-    total, segmentation = bdnet_loss(said, mask, kind, kind_weight=0.0, region_weight=1.0)
-    assert total.item() == segmentation.item()
+    total = bdnet_loss(said, mask, kind, kind_weight=0.0, region_weight=1.0)
+    assert total.item() == segmentation_loss(said.logits, mask, 1.0).item()
+    # A network without such a branch: the weight has nothing to take from.
+    without = bdnet_loss(Output(said.logits), mask, kind, kind_weight=0.2, region_weight=1.0)
+    assert without.item() == total.item()
+
+
+def test_sides_are_enlarged_to_the_mask_and_add_their_weighted_loss():
+    said, mask = output(), masks()
+    coarse = torch.randn(3, 2, 4, 5)
+    with_side = bdnet_loss(
+        Output(said.logits, sides=(coarse,), side_weight=0.3), mask, torch.zeros(3).long(), 0.0, 0.0
+    )
+    enlarged = functional.interpolate(coarse, (16, 20), mode="bilinear")
+    expected = functional.cross_entropy(said.logits, mask) + 0.3 * functional.cross_entropy(enlarged, mask)
+    assert with_side.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_network_that_names_the_kind_of_each_pixel_learns_it_from_the_blurred_ones():
+    mask, kinds = masks(), torch.randn(3, 2, 16, 20)
+    said = Output(output().logits, torch.zeros(3, 2), kind_maps=kinds)
+    truth = torch.tensor([MOTION, DEFOCUS, IGNORED_KIND])
+    chosen = (mask == 1) & (truth != IGNORED_KIND)[:, None, None]
+    pixels = kinds.permute(0, 2, 3, 1)[chosen]
+    labels = truth[:, None, None].expand_as(mask)[chosen]
+    expected = functional.cross_entropy(pixels, labels, torch.tensor(KIND_CLASS_WEIGHTS))
+    assert kind_loss(said, mask, truth).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_half_precision_outputs_are_summed_in_float32():
-    said = Output(*(part.detach().bfloat16() for part in output()))
-    total, segmentation = bdnet_loss(said, masks(), torch.tensor([MOTION, DEFOCUS, DEFOCUS]), 0.2, 1.0)
-    assert total.dtype == segmentation.dtype == torch.float32
+    said = Output(*(part.detach().bfloat16() for part in output()[:2]))
+    total = bdnet_loss(said, masks(), torch.tensor([MOTION, DEFOCUS, DEFOCUS]), 0.2, 1.0)
+    assert total.dtype == torch.float32

@@ -17,8 +17,9 @@ from torch import nn
 
 import bdnet
 from bdnet import model as models
-from bdnet.bdnet import Output, build
 from bdnet.model import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, Card, Model, load, read_card, save
+from bdnet.networks import build
+from bdnet.output import Output
 from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE
 
 ARCH = "bdnet-resnet18"

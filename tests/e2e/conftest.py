@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdnet.bdnet import build
 from bdnet.model import save
+from bdnet.networks import build
 from infra.s3_server import S3Server
 from tests.e2e.harness import Cluster, ray_cluster
 

@@ -165,6 +165,7 @@ def test_a_driver_killed_after_before_and_inside_a_commit_loses_and_doubles_no_r
     assert not orphans & run.log.files.keys()
 
 
+@pytest.mark.long
 def test_a_killed_task_and_a_killed_detector_are_replaced_within_the_run(
     archive: Path, model: Path, tmp_path: Path, start: Callable[..., Run]
 ) -> None:

@@ -32,6 +32,7 @@ def jpeg(seed: int, **options) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.long
 def test_a_photo_that_crashes_or_hangs_the_decoder_gets_a_row_and_its_neighbours_are_audited(
     model: Path, tmp_path: Path
 ) -> None:

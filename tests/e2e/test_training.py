@@ -90,6 +90,7 @@ def test_two_workers_train_a_model_that_evaluates(
     assert scores["patches"] == rows == 3 * 12 + 3 * 5
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_from_its_last_epoch(patches: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained"
     command = [sys.executable, "-m", "jobs.train", *arguments(patches, out, 4)]

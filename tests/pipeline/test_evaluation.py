@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import bdnet.bdnet
 import bdnet.model
+import bdnet.networks
 from bdnet import metrics
 from pipeline import dataset, evaluation, scoring
 from pipeline.schema import PATCHES
@@ -48,7 +48,7 @@ def write_patches(folder, rows):
 
 def write_model(folder):
     torch.manual_seed(0)
-    bdnet.model.save(bdnet.bdnet.build("bdnet-resnet18"), str(folder), {"arch": "bdnet-resnet18"})
+    bdnet.model.save(bdnet.networks.build("bdnet-resnet18"), str(folder), {"arch": "bdnet-resnet18"})
     return str(folder)
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bdnet.bdnet import build
 from bdnet.memory import MemoryBudget
 from bdnet.model import load, read_card, save
+from bdnet.networks import build
 from bdnet.photo import Photo
 from pipeline import decoding, steps, storage
 from pipeline.fetch import Fetched

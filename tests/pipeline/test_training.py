@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bdnet.bdnet import build
 from bdnet.encoder import load_state
 from bdnet.losses import IGNORED_KIND
+from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
@@ -83,6 +83,12 @@ def test_balancing_shows_the_rarer_kind_more_often(tmp_path: Path) -> None:
     the_plan = plan(write_patches(tmp_path / "patches", twenty_photos()), default(), folds=5, fold=0)
     assert the_plan.copies == {"motion": 6, "defocus": 1}
     assert the_plan.crops_per_epoch == 4 * 6 + 24
+
+
+def test_without_folds_every_photo_trains_and_none_validates(tmp_path: Path) -> None:
+    the_plan = plan(write_patches(tmp_path / "patches", twenty_photos()), paper(), folds=0, fold=0)
+    assert the_plan.validation == ()
+    assert the_plan.photos == 20
 
 
 def test_photos_of_another_split_are_refused(tmp_path: Path) -> None:
