@@ -89,17 +89,18 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of a score of the pooled matrix when the photos are drawn again with replacement.
 
-    ``confusions`` is int64 [photos, 2, 2]; ``statistic`` maps pooled int64 [samples, 2, 2] to [samples].
+    ``confusions``: int64 [photos, …, 2, 2]; ``statistic`` maps pooled int64 [samples, …, 2, 2] to [samples].
+    Two methods beside each other in such a stack are drawn together: the interval of a paired difference.
     """
-    photos = len(confusions)
+    photos, *rest = confusions.shape
     assert photos > 0
     draw = np.random.default_rng(seed)
-    flat = confusions.reshape(photos, 4)
+    flat = confusions.reshape(photos, -1)
     # How often each photo was drawn, one sample at a time: memory stays at one row whatever the photos.
     pooled = [
         np.bincount(draw.integers(photos, size=photos), minlength=photos) @ flat for _ in range(samples)
     ]
-    values = statistic(np.stack(pooled).reshape(samples, 2, 2))
+    values = statistic(np.stack(pooled).reshape(samples, *rest))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -28,6 +28,8 @@ class Recipe:
     # Decay per step of the averaged weights that are validated and exported; 0 = the last weights.
     ema: float
     augmentation: Augmentation = field(default_factory=Augmentation)
+    # Crops of an epoch where every training must see as many; None: each patch once, kinds balanced.
+    crops_per_epoch: int | None = None
 
 
 def paper() -> Recipe:
@@ -75,6 +77,27 @@ def default() -> Recipe:
             noise=0.15,
             jpeg=0.15,
         ),
+    )
+
+
+def equal_budget(learning_rate: float) -> Recipe:
+    """The comparison's: the same 9,600 crops of 192² for every network, only the rate is its own."""
+    return Recipe(
+        name="equal_budget",
+        optimizer="adamw",
+        schedule="one_cycle",
+        learning_rate=learning_rate,
+        pretrained_factor=0.25,
+        weight_decay=1e-2,
+        batch_size=16,
+        epochs=8,
+        frozen_epochs=0,
+        kind_weight=0.2,
+        region_weight=0.0,
+        balance_kinds=True,
+        ema=0.0,
+        augmentation=Augmentation(crop=192, scale=(0.8, 1.25), flip_vertical=0.2, colour=0.6),
+        crops_per_epoch=1200,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from bdnet.model import DEFAULT_MODEL
+from bdnet.refine import Refinement
 from jobs.command import UsageError, run
 from pipeline.evaluation import Evaluation, Threshold, evaluate
 
@@ -27,6 +28,8 @@ class Settings:
     """Split of the index to score."""
     threshold: Threshold = "0.5"
     """Blurred from 0.5 on, or above each map's own Otsu threshold."""
+    refine: Refinement = "none"
+    """Post-process the model's maps with the photo's colours: dense CRF or votes of superpixels."""
     workers: int | None = None
     """Detectors that run at once; by default as many as the cluster's CPUs or GPUs feed."""
 
@@ -35,6 +38,8 @@ def work(settings: Settings) -> dict[str, Any]:
     """Score the model or the maps."""
     if settings.model is not None and settings.maps is not None:
         raise UsageError("--model and --maps exclude each other; give one of them")
+    if settings.refine != "none" and settings.maps is not None:
+        raise UsageError("--refine works on a model's maps; --maps are scored as they are")
     if settings.workers is not None and settings.workers < 1:
         raise UsageError("--workers must be at least 1")
     model = settings.model if settings.maps is not None else settings.model or DEFAULT_MODEL
@@ -46,6 +51,7 @@ def work(settings: Settings) -> dict[str, Any]:
             maps=settings.maps,
             split=settings.split,
             threshold=settings.threshold,
+            refinement=settings.refine,
             workers=settings.workers,
         )
     )

@@ -10,7 +10,7 @@ import tyro
 from bdnet.recipes import RECIPES
 from jobs.command import UsageError, run
 from pipeline import cluster, storage
-from pipeline.training import TrainingSettings, train
+from pipeline.training import TrainingSettings, train, train_folds
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def work(settings: Settings) -> dict[str, Any]:
     with cluster.connect(settings.workers) as shares:
         if settings.folds is None:
             return train(one, shares)
-        each = [
-            train(replace(one, out=f"{out}/fold-{fold}", fold=fold), shares) for fold in range(settings.folds)
-        ]
+        each = train_folds(one, shares)
     mean = sum(result["val_mean_iou"] for result in each) / len(each)
     return {**each[0], "val_mean_iou": mean, "folds": each}
 

@@ -202,6 +202,14 @@ def _nodes_with_cpus(address: str) -> list[Node]:
     return _nodes()
 
 
+def trainings_at_once(workers: int) -> int:
+    """How many trainings of ``workers`` workers fit on the cluster: on its GPUs, or one worker a node."""
+    nodes = _nodes()
+    gpus = sum(int(node.gpus) for node in nodes)
+    places = gpus or sum(node.cpus > 0 for node in nodes)
+    return max(1, places // workers)
+
+
 def off_gpu_nodes() -> dict[str, Any]:
     """Options of a task that keep it off the nodes that have GPUs now, as long as it fits on another node.
 

@@ -20,6 +20,7 @@ import ray
 
 from bdnet import metrics
 from bdnet.model import read_card, shipped_models
+from bdnet.refine import Refinement
 from pipeline import dataset, storage
 from pipeline.cluster import Shares, connect, off_gpu_nodes
 from pipeline.patches import MANIFEST, shard_uris
@@ -46,6 +47,7 @@ class Evaluation:
     maps: str | None = None
     split: str = "test"
     threshold: Threshold = "0.5"
+    refinement: Refinement = "none"
     workers: int | None = None
 
 
@@ -64,12 +66,13 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     inputs = find_inputs(source, evaluation.split, evaluation.maps)
     _say(f"scoring {inputs.items} items of split {evaluation.split} of {source}: {model or evaluation.maps}")
     with connect(evaluation.workers) as shares:
-        rows = _gather(inputs, model, evaluation.threshold, shares)
+        rows = _gather(inputs, model, evaluation, shares)
     photos = photo_table(rows)
     result = {
         "dataset": source,
         "split": evaluation.split,
         "threshold": evaluation.threshold,
+        "refinement": evaluation.refinement,
         **({"model": model, "model_digest": read_card(model).digest} if model else {"maps": evaluation.maps}),
         **({"patches": inputs.items} if inputs.patches else {}),
         **summarize(photos),
@@ -168,7 +171,9 @@ def _splits_of(shard: str) -> dict[str, int]:
 # On the driver
 
 
-def _gather(inputs: Inputs, model: str | None, threshold: Threshold, shares: Shares) -> list[dict[str, Any]]:
+def _gather(
+    inputs: Inputs, model: str | None, evaluation: Evaluation, shares: Shares
+) -> list[dict[str, Any]]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     readers = len(inputs.tasks) if inputs.patches else -(-inputs.items // READ_ROWS)
     items = ray.data.from_items(inputs.tasks, override_num_blocks=readers).map_batches(
@@ -180,7 +185,7 @@ def _gather(inputs: Inputs, model: str | None, threshold: Threshold, shares: Sha
     )
     if model is None:
         scored = items.map_batches(
-            lambda batch: score_items(batch, given_map, threshold),
+            lambda batch: score_items(batch, given_map, evaluation.threshold),
             batch_size=READ_ROWS,
             batch_format="pyarrow",
             num_cpus=shares.decode_cpus,
@@ -188,7 +193,12 @@ def _gather(inputs: Inputs, model: str | None, threshold: Threshold, shares: Sha
     else:
         scored = items.map_batches(
             Detector,
-            fn_constructor_args=(model, threshold, shares.threads_per_detector),
+            fn_constructor_args=(
+                model,
+                evaluation.threshold,
+                evaluation.refinement,
+                shares.threads_per_detector,
+            ),
             compute=ray.data.ActorPoolStrategy(size=shares.detectors),
             batch_size=READ_ROWS,
             batch_format="pyarrow",

@@ -15,6 +15,7 @@ from PIL import Image
 import bdnet
 from bdnet import metrics
 from bdnet.photo import decode
+from bdnet.refine import Refinement, refine
 from pipeline import dataset, storage
 
 Threshold = Literal["0.5", "otsu"]
@@ -92,10 +93,11 @@ def read_patches(tasks: pa.Table) -> Iterator[pa.Table]:
 class Detector:
     """Scores the network on ITEM rows; an actor, so that the network is loaded once."""
 
-    def __init__(self, model: str, threshold: Threshold, threads: int) -> None:
+    def __init__(self, model: str, threshold: Threshold, refinement: Refinement, threads: int) -> None:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self.model = bdnet.load(model)
         self.threshold = threshold
+        self.refinement = refinement
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """One SCORED row per ITEM row."""
@@ -105,7 +107,7 @@ class Detector:
         photo = decode(item["image"], self.model.card.working_size)
         if photo.pixels is None:
             raise ValueError(f"{item['where']}: {photo.status}: {photo.error}; replace the photo.")
-        return self.model.probability(photo.pixels)
+        return refine(photo.pixels, self.model.probability(photo.pixels), self.refinement)
 
 
 def given_map(item: dict[str, Any]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Data-parallel training: Ray Data cuts and varies the crops, Ray Train runs the steps.
 
-The driver plans all epochs as one stream of (epoch, shard) items. Tasks decode a shard and emit its crops,
-seeded by (seed, epoch, photo, copy), so the network's workers only compute. A killed run goes on from its
+The driver plans all epochs as one stream of (pass, shard) items. Tasks decode a shard and emit its crops,
+seeded by (seed, pass, photo, copy), so the network's workers only compute. A killed run goes on from its
 last epoch when the same command is given again.
 """
 
@@ -12,7 +12,8 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ from bdnet.networks import build
 from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
 from pipeline import storage
-from pipeline.cluster import Shares, quiet_ray_data
+from pipeline.cluster import Shares, quiet_ray_data, trainings_at_once
 from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
@@ -67,7 +68,8 @@ class Plan:
 
     shards: tuple[str, ...]
     validation: tuple[str, ...]
-    copies: dict[str, int]  # crops per patch and epoch, by kind
+    copies: dict[str, int]  # crops of a patch in one pass over the patches, by kind
+    crops_per_pass: int
     crops_per_epoch: int
     photos: int
     patches: int
@@ -93,11 +95,13 @@ def plan(patches: str, recipe: Recipe, folds: int, fold: int) -> Plan:
         raise ValueError(f"{patches} holds {len(kinds)} photos, too few to hold out one in {folds}")
     most = max(training.values())
     copies = {kind: round(most / n) if recipe.balance_kinds else 1 for kind, n in training.items()}
+    crops_per_pass = sum(copies[kind] * n for kind, n in training.items())
     return Plan(
         shards=tuple(shards),
         validation=validation,
         copies=copies,
-        crops_per_epoch=sum(copies[kind] * n for kind, n in training.items()),
+        crops_per_pass=crops_per_pass,
+        crops_per_epoch=recipe.crops_per_epoch or crops_per_pass,
         photos=len(kinds) - len(validation),
         patches=training.total(),
     )
@@ -116,13 +120,19 @@ def validation_photos(kinds: dict[str, str], folds: int, fold: int) -> tuple[str
     return tuple(sorted(chosen))
 
 
+def passes(the_plan: Plan, epochs: range) -> range:
+    """The passes over the patches from which the crops of ``epochs`` are cut."""
+    first = epochs.start * the_plan.crops_per_epoch // the_plan.crops_per_pass
+    return range(first, -(-epochs.stop * the_plan.crops_per_epoch // the_plan.crops_per_pass))
+
+
 def crops(the_plan: Plan, recipe: Recipe, seed: int, epochs: range, cpus: float) -> ray.data.Dataset:
     """All crops of ``epochs`` as one dataset: image uint8 C×C×3, mask uint8 C×C (1 = blurred), kind int64."""
     shards = the_plan.shards
     items = []
-    for epoch in epochs:
-        order = np.random.default_rng([seed, epoch]).permutation(len(shards))
-        items += [{"epoch": epoch, "shard": shards[index]} for index in order]
+    for one_pass in passes(the_plan, epochs):
+        order = np.random.default_rng([seed, one_pass]).permutation(len(shards))
+        items += [{"pass": one_pass, "shard": shards[index]} for index in order]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         partial(
             _crop_shard,
@@ -139,7 +149,7 @@ def crops(the_plan: Plan, recipe: Recipe, seed: int, epochs: range, cpus: float)
 def _crop_shard(
     item: dict[str, np.ndarray], held_out: frozenset[str], copies: dict[str, int], recipe: Recipe, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    epoch = int(item["epoch"][0])
+    one_pass = int(item["pass"][0])
     for index, row in enumerate(read_shard(str(item["shard"][0])).to_pylist()):
         if row["photo"] in held_out:
             continue
@@ -148,7 +158,7 @@ def _crop_shard(
         entropy = int.from_bytes(key.digest()[:8], "big")
         made = []
         for copy in range(copies[row["kind"]]):
-            rng = np.random.default_rng([seed, epoch, copy, entropy])
+            rng = np.random.default_rng([seed, one_pass, copy, entropy])
             crop, crop_mask, kind = random_crop(image, mask, row["kind"], recipe.augmentation, rng)
             truth = (crop_mask > 0).astype(np.uint8)
             has_kind = truth.mean() >= DEFAULT_THRESHOLDS.kind_from
@@ -228,8 +238,17 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         "digest": card.digest,
         "val_mean_iou": metrics.get("val_mean_iou"),
         "epochs": recipe.epochs,
+        "loss": metrics["loss"],
         "samples_per_second": metrics["samples_per_second"],
     }
+
+
+def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, Any]]:
+    """Train one network for each validation fold, under OUT/fold-K; as many at once as fit."""
+    folds = range(settings.validation_folds)
+    each = [replace(settings, out=f"{settings.out}/fold-{fold}", fold=fold) for fold in folds]
+    with ThreadPoolExecutor(trainings_at_once(settings.workers)) as pool:
+        return list(pool.map(train, each, [shares] * len(each)))
 
 
 def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares: Shares) -> None:
@@ -269,6 +288,7 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
 def _said_aloud(config: LoopConfig) -> Iterator[None]:
     """Say each epoch on stderr while the workers train; they run elsewhere and leave word in a file."""
     finished = threading.Event()
+    name = config.progress.rsplit("/", 2)[-2]
 
     def progress() -> dict[str, Any]:
         exists = storage.exists(config.progress)
@@ -282,7 +302,7 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
             said = now["epoch"]
             score = f"val mean IoU {now['val_mean_iou']:.4f}, " if "val_mean_iou" in now else ""
             print(
-                f"epoch {said} of {config.recipe.epochs}: loss {now['loss']:.4f}, {score}"
+                f"{name}: epoch {said} of {config.recipe.epochs}: loss {now['loss']:.4f}, {score}"
                 f"{now['samples_per_second']} crops/s, {duration(now['seconds_left'])} left",
                 file=sys.stderr,
                 flush=True,

@@ -134,6 +134,18 @@ def test_bootstrap_interval_has_the_width_of_the_normal_approximation():
     assert high - low == pytest.approx(2 * 1.96 * (right / 1000).std() / 200**0.5, rel=0.08)
 
 
+def test_a_method_beside_itself_differs_by_nothing_however_photos_are_drawn():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(1, 1000, (2, 30, 2, 2))
+
+    def difference(stack):
+        return mean_iou(stack[:, 0]) - mean_iou(stack[:, 1])
+
+    assert metrics.bootstrap_interval(np.stack([one, one], axis=1), difference) == (0, 0)
+    low, high = metrics.bootstrap_interval(np.stack([one, other], axis=1), difference)
+    assert low < difference(np.stack([one.sum(0), other.sum(0)])[None])[0] < high
+
+
 def test_bootstrap_interval_of_equal_photos_has_no_width():
     low, high = metrics.bootstrap_interval(np.stack([HALF_RIGHT] * 5), mean_iou, samples=50)
     assert low == pytest.approx(high)

@@ -15,7 +15,7 @@ from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
-from pipeline.training import _crop_shard, initial_network, plan, validation_photos
+from pipeline.training import _crop_shard, initial_network, passes, plan, validation_photos
 
 
 def png(array: np.ndarray) -> bytes:
@@ -91,6 +91,16 @@ def test_without_folds_every_photo_trains_and_none_validates(tmp_path: Path) -> 
     assert the_plan.photos == 20
 
 
+def test_an_epoch_of_a_given_length_takes_the_passes_it_needs(tmp_path: Path) -> None:
+    folder = write_patches(tmp_path / "patches", twenty_photos())
+    natural = plan(folder, paper(), folds=0, fold=0)  # 35 patches
+    assert list(passes(natural, range(2, 5))) == [2, 3, 4]
+    fixed = plan(folder, replace(paper(), crops_per_epoch=80), folds=0, fold=0)
+    assert (fixed.crops_per_epoch, fixed.crops_per_pass) == (80, 35)
+    assert list(passes(fixed, range(0, 2))) == [0, 1, 2, 3, 4]  # 160 crops of 175
+    assert list(passes(fixed, range(1, 2))) == [2, 3, 4]
+
+
 def test_photos_of_another_split_are_refused(tmp_path: Path) -> None:
     rows = [*twenty_photos(), patch("leak", "motion", split="test")]
     with pytest.raises(ValueError, match="holds photos of split test"):
@@ -104,7 +114,7 @@ def test_an_unfinished_patch_dataset_is_refused(tmp_path: Path) -> None:
 
 def crop_all(folder: str, held_out: frozenset[str], epoch: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
     recipe = replace(paper(), augmentation=replace(paper().augmentation, crop=48))
-    item = {"epoch": np.array([epoch]), "shard": np.array([f"{folder}/shard-00000.parquet"])}
+    item = {"pass": np.array([epoch]), "shard": np.array([f"{folder}/shard-00000.parquet"])}
     return list(_crop_shard(item, held_out, {"motion": 2, "defocus": 1}, recipe, seed))
 
 

@@ -1,0 +1,206 @@
+"""Train and score one network after the other, for the tables of docs/paper.md; nothing is done twice.
+
+An experiment has a folder: Ray Train's checkpoint of each epoch while it trains, ``model/`` when it is
+trained, ``test/`` when it is scored. The same command goes on where a killed one was.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bdnet import metrics
+from bdnet.model import Card, Model
+from bdnet.networks import build
+from bdnet.recipes import Recipe
+from benchmarks.command import data_folder, run
+from pipeline import cluster
+from pipeline.training import TrainingSettings, train
+
+TERMS = "BlurRaw (Shi, Xu, Jia, CVPR 2014): given for research"
+# A landscape photo at working size.
+HEIGHT, WIDTH = 448, 640
+SCORES = (*metrics.SCORES, "mae")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One network to train on all training photos, or a ``share`` of them, and to score on the test photos."""
+
+    name: str
+    arch: str
+    recipe: Recipe
+    pretrained: bool = True  # from ImageNet, as far as weights are at hand
+    cut: str = "photos"
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where experiments lie, and the ResNet-18 weights (a path, or "imagenet") that they start from."""
+
+    out: Path
+    weights: str
+
+    def patches(self, cut: str, share: float = 1.0) -> Path:
+        """The patch dataset of a cut, made where it isn't yet."""
+        folder = self.out / "patches" / f"{cut}-{round(100 * share)}"
+        if not (folder / "dataset.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            dataset = self._share_of_blurraw(share) if share < 1 else data_folder() / "blurraw"
+            run("jobs.prepare", str(dataset), "--cut", cut, "--out", str(folder))
+        return folder
+
+    def _share_of_blurraw(self, share: float) -> Path:
+        """A DATASET with the first photos of each kind in the index."""
+        whole, part = data_folder() / "blurraw", self.out / "patches" / f"blurraw-{round(100 * share)}"
+        part.mkdir(parents=True, exist_ok=True)
+        for name in ("images", "masks"):
+            if not (part / name).exists():
+                os.symlink(whole / name, part / name)
+        with (whole / "index.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+        kept = []
+        for kind in sorted({row["kind"] for row in rows}):
+            its = [row for row in rows if row["kind"] == kind]
+            kept += its[: round(share * len(its))]
+        with (part / "index.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(kept)
+        return part
+
+    def folder(self, experiment: Experiment) -> Path:
+        """The experiment's own folder."""
+        return self.out / re.sub(r"[^\w/.-]+", "-", experiment.name)
+
+    def train(self, experiment: Experiment) -> dict[str, Any]:
+        """Train as ``jobs.train --all-photos`` does; returns its result with the seconds that it took."""
+        folder = self.folder(experiment)
+        result = folder / "result.json"
+        if not result.exists():
+            settings = TrainingSettings(
+                patches=str(self.patches(experiment.cut, experiment.share)),
+                out=str(folder),
+                arch=experiment.arch,
+                recipe=experiment.recipe,
+                init=self.weights if experiment.pretrained else "none",
+                workers=1,
+                seed=0,
+                validation_folds=0,
+                fold=0,
+                terms=TERMS,
+                command=f"python -m benchmarks: {experiment.name}",
+            )
+            with cluster.connect(1) as shares:
+                trained = train(settings, shares)
+            result.write_text(json.dumps(trained))
+            # Optimizer states are several times the weights.
+            (folder / "checkpoint.pt").unlink()
+            shutil.rmtree(folder / "ray", ignore_errors=True)
+        return json.loads(result.read_text())
+
+    def probe(self, experiment: Experiment, rates: tuple[float, ...]) -> float:
+        """The learning rate with the lowest loss on crops that were not learned from yet.
+
+        One pass over a quarter of the training photos with each rate: the loss of a step is taken before the
+        step learns from it.
+        """
+        losses = {}
+        start = "imagenet" if experiment.pretrained else "scratch"
+        for rate in rates:
+            recipe = replace(experiment.recipe, learning_rate=rate, epochs=1, crops_per_epoch=None)
+            name = f"rates/{experiment.arch}-{start}/{rate:g}"
+            one_pass = replace(experiment, name=name, recipe=recipe, share=0.25)
+            try:
+                losses[rate] = self.train(one_pass)["loss"]
+            except ValueError as error:  # weights that are not finite can't be saved
+                print(f"{name}: {error}", file=sys.stderr)
+                losses[rate] = float("inf")
+        return min(losses, key=lambda rate: losses[rate])
+
+    def score(self, experiment: Experiment, refine: str = "none") -> "Scored":
+        """Score a trained network on the test photos with ``jobs.evaluate``."""
+        folder = self.folder(experiment)
+        out = folder / ("test" if refine == "none" else f"test-{refine}")
+        if not (out / "result.json").exists():
+            model = ["--model", str(folder / "model"), "--refine", refine]
+            run("jobs.evaluate", str(data_folder() / "blurraw"), *model, "--out", str(out))
+        return read_scored(out)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What ``jobs.evaluate`` wrote: its result, and the confusion matrix of each photo, sorted by name."""
+
+    result: dict[str, Any]
+    confusions: np.ndarray  # int64 [photos, 2, 2]
+
+
+def read_scored(folder: Path) -> Scored:
+    """Read an evaluation's folder."""
+    table = pq.read_table(folder / "photos.parquet", columns=["name", "tn", "fp", "fn", "tp"]).sort_by("name")
+    cells = np.stack([table[name].to_numpy() for name in ("tn", "fp", "fn", "tp")], axis=1)
+    return Scored(json.loads((folder / "result.json").read_text()), cells.reshape(-1, 2, 2))
+
+
+def score_columns(scored: Scored, baseline: Scored) -> dict[str, str]:
+    """Scores for a table: pooled, by photo, by kind, and the paired difference from ``baseline``."""
+    result = scored.result
+    low, high = result["mean_iou_interval"]
+
+    def difference(stack: np.ndarray) -> np.ndarray:
+        mean_iou = metrics.score_stack(stack)["mean_iou"]
+        return mean_iou[:, 0] - mean_iou[:, 1]
+
+    pair = np.stack([scored.confusions, baseline.confusions], axis=1)
+    worse, better = metrics.bootstrap_interval(pair, difference)
+    values = {name: result[name] for name in SCORES}
+    values |= {"mean_iou_low": low, "mean_iou_high": high}
+    values["mean_iou_by_photo"] = result["per_photo"]["mean_iou"]
+    values |= {f"mean_iou_{kind}": result["by_kind"][kind]["mean_iou"] for kind in ("motion", "defocus")}
+    values["iou_blurred_defocus"] = result["by_kind"]["defocus"]["iou_blurred"]
+    values["minus_baseline"] = result["mean_iou"] - baseline.result["mean_iou"]
+    values |= {"minus_low": worse, "minus_high": better}
+    return {name: f"{value:.4f}" for name, value in values.items()}
+
+
+def cost_columns(arch: str) -> dict[str, str]:
+    """Parameters, multiplications and time of one photo of 640×448 at the machine's default precision."""
+    with torch.device("meta"):
+        net = build(arch).eval()
+        photo = torch.empty(1, 3, HEIGHT, WIDTH)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(photo)
+    model = Model(build(arch), Card(arch=arch, digest=""), "cpu")
+    image = torch.randint(0, 256, (1, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        model.predict(image)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "parameters_m": f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f}",
+        "gmacs": f"{counter.get_total_flops() / 2e9:.1f}",
+        "ms": f"{1000 * statistics.median(seconds[1:]):.0f}",
+    }
+
+
+def recipe_columns(recipe: Recipe) -> dict[str, str]:
+    """What was trained on how much."""
+    fields = asdict(recipe)
+    crops = (fields["crops_per_epoch"] or 0) * fields["epochs"]
+    side = fields["augmentation"]["crop"]
+    return {"crops": str(crops), "crop_side": str(side), "rate": f"{fields['learning_rate']:g}"}
