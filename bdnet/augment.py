@@ -43,8 +43,8 @@ def random_crop(
     if rng.random() < settings.flip_vertical:
         image, mask = image[::-1], mask[::-1]
     if rng.random() < settings.whole_frame_blur:
-        kind = BLUR_KINDS[int(rng.integers(len(BLUR_KINDS)))]
-        image, mask = _blur(image, kind, rng), np.full_like(mask, 255)
+        image, kind = whole_frame_blur(image, rng)
+        mask = np.full_like(mask, 255)
     if rng.random() < settings.colour:
         image = _colour(image, rng)
     if rng.random() < settings.noise:
@@ -78,15 +78,20 @@ def _window(
     return image, mask
 
 
-def _blur(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Blur the whole crop in (roughly) linear light, as a lens or a shaken camera does."""
+def whole_frame_blur(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Blur all of an image, uint8 H×W×3, in (roughly) linear light, as a lens or a shaken camera does.
+
+    Returns:
+        the image and which of ``BLUR_KINDS`` was drawn.
+    """
+    kind = BLUR_KINDS[int(rng.integers(len(BLUR_KINDS)))]
     if kind == "motion":
         kernel = motion_kernel(rng.uniform(8, 30), rng.uniform(0, np.pi))
     else:
         kernel = disk_kernel(rng.uniform(2.0, 8.0))
     linear = (image.astype(np.float32) / 255) ** 2.2
     blurred = np.stack([ndimage.convolve(linear[..., c], kernel, mode="mirror") for c in range(3)], axis=-1)
-    return (blurred.clip(0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
+    return (blurred.clip(0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8), kind
 
 
 def disk_kernel(radius: float) -> np.ndarray:

@@ -34,7 +34,8 @@ def run(*arguments: str) -> dict[str, Any]:
 def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
     """Write rows with hardware and versions to results/NAME.csv and print them."""
     where = RESULTS / f"{name}.csv"
-    rows = [{**row, **describe()} for row in rows]
+    # Rows of an earlier run keep what they were measured on.
+    rows = [{**row, **{key: value for key, value in describe().items() if key not in row}} for row in rows]
     with where.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()

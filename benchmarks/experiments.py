@@ -37,7 +37,7 @@ SCORES = (*metrics.SCORES, "mae")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One network to train on all training photos, or a ``share`` of them, and to score on the test photos."""
+    """One network to train on all training photos, or on a ``share`` of them, and its recipe."""
 
     name: str
     arch: str

@@ -50,7 +50,7 @@ class LoopConfig:
 
 
 def read_checkpoint(config: LoopConfig) -> dict[str, Any] | None:
-    """Read the run's checkpoint: epochs done, weights, averaged weights, optimizer, schedule, metrics.
+    """Read the run's checkpoint: weights, optimizer, schedule, and what each epoch gave.
 
     Raises:
         ValueError: it belongs to a training with other settings.
@@ -90,6 +90,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     schedule = _schedule(optimizer, config)
     checkpoint = read_checkpoint(config)
     metrics: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
     if checkpoint:
         net.load_state_dict(checkpoint["network"])
         if averaged:
@@ -97,7 +98,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
             averaged.n_averaged.fill_(checkpoint["steps"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
-        metrics = checkpoint["metrics"]
+        metrics, history = checkpoint["metrics"], checkpoint["history"]
     # All processes hold the same weights already: Ray wraps for gradients only.
     parallel = ray.train.torch.prepare_model(net)
 
@@ -109,12 +110,14 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         loss = _train_epoch(parallel, net, averaged, optimizer, schedule, batches, config, epoch, device)
         seconds = time.monotonic() - began
         samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
-        metrics |= {"epoch": epoch + 1, "loss": loss, "samples_per_second": round(samples / seconds, 2)}
+        now: dict[str, Any] = {"epoch": epoch + 1, "loss": loss}
         last = epoch + 1 == recipe.epochs
         if config.validation and (last or (epoch + 1) % VALIDATE_EVERY == 0):
-            metrics |= _validate(averaged.module if averaged else net, config, rank, world, device)
+            now |= _validate(averaged.module if averaged else net, config, rank, world, device)
+        history.append(now)
+        metrics |= {**now, "samples_per_second": round(samples / seconds, 2)}
         if rank == 0:
-            _write_checkpoint(config, epoch + 1, net, averaged, optimizer, schedule, metrics)
+            _write_checkpoint(config, epoch + 1, net, averaged, optimizer, schedule, metrics, history)
             left = seconds / (epoch + 1 - epochs_began) * (recipe.epochs - epoch - 1)
             storage.write_bytes(config.progress, json.dumps({**metrics, "seconds_left": left}).encode())
         ray.train.report(metrics)
@@ -240,6 +243,7 @@ def _write_checkpoint(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     metrics: dict[str, Any],
+    history: list[dict[str, Any]],
 ) -> None:
     buffer = io.BytesIO()
     torch.save(
@@ -252,6 +256,7 @@ def _write_checkpoint(
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "metrics": metrics,
+            "history": history,
         },
         buffer,
     )

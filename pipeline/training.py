@@ -232,6 +232,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
     assert checkpoint["epoch"] == recipe.epochs
     net.load_state_dict(checkpoint["averaged"] or checkpoint["network"])
     metrics = checkpoint["metrics"]
+    storage.write_bytes(f"{settings.out}/history.json", json.dumps(checkpoint["history"]).encode())
     card = models.save(net, f"{settings.out}/model", _card(settings, the_plan, report, metrics))
     return {
         "model": f"{settings.out}/model",

@@ -73,6 +73,9 @@ def test_two_workers_train_a_model_that_evaluates(
     assert result == json.loads((out / "result.json").read_text())
     assert result["epochs"] == 1
     assert 0 < result["val_mean_iou"] < 1
+    (epoch,) = json.loads((out / "history.json").read_text())
+    assert (epoch["epoch"], epoch["val_mean_iou"]) == (1, result["val_mean_iou"])
+    assert epoch["loss"] == result["loss"] > 0
     card = load(str(out / "model")).card
     assert card.digest == result["digest"]
     assert card.data["terms"] == "free to use"
@@ -115,6 +118,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch(patches: Path, tmp_path: 
     assert result["epochs"] == 4
     said = [int(epoch) for epoch in re.findall(r"epoch (\d) of 4", second.stderr)]
     assert min(said) > done
+    assert [epoch["epoch"] for epoch in json.loads((out / "history.json").read_text())] == [1, 2, 3, 4]
     assert load(str(out / "model")).card.digest == result["digest"]
 
     # Finished: the same command only exports again.
