@@ -3,7 +3,7 @@
 FOLDS is what ``jobs.train … --folds K`` wrote. Each fold's model marks the photos that it held out, so every
 training photo is marked once by a network that never saw it. From these maps alone come the fold scores
 (kfold.csv), how far a probability can be believed and the temperature that mends it (calibration.csv), and
-what the verdict's threshold does to whole-frame blur (verdict_thresholds.csv). Kinds weigh alike in all of them.
+what the verdict does to whole-frame blur (verdict_thresholds.csv). Kinds weigh alike in the last two.
 """
 
 import csv
@@ -189,6 +189,24 @@ def verdict_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
     return rows
 
 
+def history_rows(name: str, folds: Path) -> list[dict[str, Any]]:
+    """Loss and validation score of each epoch of each fold."""
+    rows = []
+    for folder in sorted(folds.glob("fold-*")):
+        for epoch in json.loads((folder / "history.json").read_text()):
+            score = epoch.get("val_mean_iou")
+            rows.append(
+                {
+                    "model": name,
+                    "run": f"{name} {folder.name}",
+                    "epoch": epoch["epoch"],
+                    "loss": f"{epoch['loss']:.4f}",
+                    "val_mean_iou": "" if score is None else f"{score:.4f}",
+                }
+            )
+    return rows
+
+
 def replace_rows(table: str, name: str, rows: list[dict[str, Any]]) -> None:
     """Write the rows of this model into a table beside those of the others."""
     where = RESULTS / f"{table}.csv"
@@ -199,10 +217,11 @@ def replace_rows(table: str, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Mark, measure and write the three tables."""
+    """Mark, measure and write the tables."""
     settings = tyro.cli(Settings, description=__doc__)
     marked = list(mark_all(settings.folds))
     name = settings.name
+    replace_rows("training_curves", name, history_rows(name, settings.folds))
     replace_rows("kfold", name, fold_rows(name, marked))
     weight = weights(marked)
     truth = np.concatenate([m.truth for m in marked])

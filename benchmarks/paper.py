@@ -1,0 +1,155 @@
+"""Write docs/paper.md and its pictures from the tables in results/: ``python -m benchmarks.paper``.
+
+The words are in templates/paper.md.j2. A table that isn't there yet is named with the command that makes it.
+"""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from benchmarks.command import RESULTS
+
+DOCS = Path(__file__).parent.parent / "docs"
+TEMPLATES = Path(__file__).parent / "templates"
+TABLES = (
+    *("comparison", "ablation", "kfold", "training_curves"),
+    *("pr_curves", "calibration", "verdict_thresholds"),
+)
+Row = dict[str, str]
+# A column's title to a field's name, or to a function of the row.
+Columns = dict[str, str | Callable[[Row], str]]
+
+
+def interval(row: Row) -> str:
+    """Mean IoU with its interval over photos."""
+    return f"{row['mean_iou']} ({row['mean_iou_low']}–{row['mean_iou_high']})"
+
+
+def difference(row: Row) -> str:
+    """Points of mean IoU beside the baseline, with the paired interval."""
+    values = [100 * float(row[name]) for name in ("minus_baseline", "minus_low", "minus_high")]
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*values)
+
+
+BY_KIND: Columns = {"motion": "mean_iou_motion", "defocus": "mean_iou_defocus"}
+COLUMNS: dict[str, Columns] = {
+    "comparison": {
+        **{name: name for name in ("system", "start", "crops")},
+        "M parameters": "parameters_m",
+        "GMAC": "gmacs",
+        "ms a photo": "ms",
+        "mean IoU": interval,
+        "minus BDNet": difference,
+        "by photo": "mean_iou_by_photo",
+        **BY_KIND,
+        "F": "f_beta",
+        "MAE": "mae",
+    },
+    "ablation": {
+        **{name: name for name in ("changed", "to")},
+        "mean IoU": interval,
+        "minus the first row": difference,
+        **BY_KIND,
+    },
+    "kfold": {
+        **{name: name for name in ("model", "fold", "photos")},
+        "mean IoU": interval,
+        "kinds alike": "mean_iou_kinds_alike",
+        **BY_KIND,
+        "kind, balanced accuracy": "kind_balanced_accuracy",
+    },
+    "calibration": {"model": "model", "temperature": "temperature", "error": "calibration_error"},
+    "verdict_thresholds": {
+        "model": "model",
+        'verdict "blurred" above': "blurred_above",
+        **{name: name for name in ("recall", "precision")},
+        "wrongly blurred": "wrongly_blurred",
+    },
+}
+
+
+def read(name: str) -> list[Row]:
+    """Rows of a committed table; none where it isn't made yet."""
+    where = RESULTS / f"{name}.csv"
+    return list(csv.DictReader(where.open(newline=""))) if where.exists() else []
+
+
+def markdown(rows: list[Row], columns: Columns) -> str:
+    """A table, or nothing where there are no rows."""
+    if not rows:
+        return ""
+
+    def cell(row: Row, of: str | Callable[[Row], str]) -> str:
+        return row[of] if isinstance(of, str) else of(row)
+
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(cell(row, of) for of in columns.values())} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def reliability(rows: list[Row]) -> alt.Chart:
+    """Share of blurred pixels by probability, before and after the temperature."""
+    line = alt.Chart(alt.Data(values=rows), width=260, height=260).mark_line(point=True)
+    return line.encode(
+        x=alt.X("probability:Q", title="probability of blurred"),
+        y=alt.Y("blurred:Q", title="share that is blurred"),
+        color=alt.Color("temperature:N"),
+        column=alt.Column("model:N", title=None),
+    )
+
+
+def precision_recall(rows: list[Row]) -> alt.Chart:
+    """One curve a method."""
+    shown = [row for row in rows if float(row["threshold"]) > 0]
+    return (
+        alt.Chart(alt.Data(values=shown), width=380, height=320)
+        .mark_line()
+        .encode(
+            x=alt.X("recall:Q", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("precision:Q", scale=alt.Scale(domain=[0.6, 1])),
+            color=alt.Color("method:N"),
+            order=alt.Order("threshold:Q"),
+        )
+    )
+
+
+def training(rows: list[Row]) -> alt.HConcatChart:
+    """Loss and validation score of each run by epoch."""
+    base = alt.Chart(alt.Data(values=rows), width=320, height=200)
+    common = {"x": alt.X("epoch:Q"), "color": alt.Color("run:N")}
+    loss = base.mark_line().encode(y=alt.Y("loss:Q", scale=alt.Scale(zero=False)), **common)
+    score = alt.Y("val_mean_iou:Q", title="validation mean IoU", scale=alt.Scale(zero=False))
+    measured = base.transform_filter("datum.val_mean_iou != ''").mark_line(point=True)
+    return alt.hconcat(loss, measured.encode(y=score, **common))
+
+
+PICTURES = {"calibration": reliability, "pr_curves": precision_recall, "training_curves": training}
+
+
+def main() -> int:
+    """Write docs/paper.md and docs/images/*.svg."""
+    results = {name: read(name) for name in TABLES}
+    pictures = {name: f"images/{name}.svg" for name in PICTURES if results[name]}
+    for name, path in pictures.items():
+        (DOCS / path).write_text(vl_convert.vegalite_to_svg(PICTURES[name](results[name]).to_dict()))
+    tables = {name: markdown(results[name], columns) for name, columns in COLUMNS.items()}
+    # One line of the calibration's bins is enough: the error is that of all.
+    firsts = [row for row in results["calibration"] if row["from"] == "0.00"]
+    tables["calibration"] = markdown(firsts, COLUMNS["calibration"])
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=False, keep_trailing_newline=True
+    ).get_template("paper.md.j2")
+    failures = (DOCS / "images" / "failures.png").exists()
+    text = template.render(results=results, tables=tables, pictures=pictures, failures=failures)
+    (DOCS / "paper.md").write_text(text)
+    print("docs/paper.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
