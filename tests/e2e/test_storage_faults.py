@@ -158,6 +158,22 @@ def test_faults_that_stay_are_failures_and_the_next_run_does_just_those_photos(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("joined")
+def test_an_archive_that_is_mostly_denied_ends_the_run_and_what_was_read_stays(
+    archive: str, proxy: FaultProxy, model: Path, s3: S3Server
+) -> None:
+    command = (archive, "--out", "s3://out/mostly-denied", "--model", model, *SMALL)
+    with proxy.faults(Fault("denied", photo("[0-2][0-9]"))):  # 30 of 40
+        ran = audit(*command)
+        assert re.search(r"\d+ of 40 photos are denied.*--max-denied 1", only_error(ran))
+        assert set(found(s3, "s3://out/mostly-denied/failures").values()) == {"denied"}
+        # Who knows that they are denied goes on; those ten that can be read are done by now.
+        allowed = audit(*command, "--max-denied", "1")
+    assert allowed.code == 0, allowed.err
+    assert found(s3, "s3://out/mostly-denied/table") == {f"{n:02d}": "ok" for n in range(30, PHOTOS)}
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("joined")
 def test_a_server_that_goes_away_ends_the_run_in_one_line_and_the_next_run_completes_it(
     archive: str, proxy: FaultProxy, model: Path, s3: S3Server
 ) -> None:

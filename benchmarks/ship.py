@@ -1,0 +1,77 @@
+"""Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME``.
+
+MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
+temperature that ``benchmarks.out_of_fold`` wrote under NAME, and the scores on the test photos, taken once, here.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import bdnet
+from bdnet.metrics import SCORES
+from bdnet.model import CARD_FILE, WEIGHTS_FILE, read_folder
+from benchmarks.command import RESULTS, data_folder, run
+
+BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"
+CHOICES = (
+    "Recipe, epochs and temperature were chosen on out-of-fold predictions of the training photos; neither the "
+    "test photos nor archive/ chose anything."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Ship a model."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Folder of the trained model."""
+    name: Annotated[str, tyro.conf.Positional]
+    """Name under which it is loaded, and its name in kfold.csv and calibration.csv."""
+
+
+def rows_of(table: str, name: str) -> list[dict[str, str]]:
+    """A model's rows of a committed table."""
+    with (RESULTS / f"{table}.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == name]
+    if not rows:
+        sys.exit(f"{table}.csv says nothing of {name}: run benchmarks.out_of_fold first")
+    return rows
+
+
+def main() -> int:
+    """Write bdnet/models/NAME."""
+    settings = tyro.cli(Settings, description=__doc__)
+    weights, card = read_folder(settings.model)
+    folds = next(row for row in rows_of("kfold", settings.name) if row["fold"] == "all")
+    temperatures = {float(row["temperature"]) for row in rows_of("calibration", settings.name)} - {1.0}
+    folder = Path(bdnet.__file__).parent / "models" / settings.name
+    folder.mkdir(parents=True, exist_ok=True)
+    card = dataclasses.replace(
+        card,
+        temperature=temperatures.pop() if temperatures else 1.0,
+        data={**card.data, "name": BLURRAW},
+        training={**card.training, "choices": CHOICES},
+        scores={"out_of_fold": {name: float(folds[name]) for name in (*SCORES, "kind_balanced_accuracy")}},
+    )
+    (folder / WEIGHTS_FILE).write_bytes(weights)
+    (folder / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as out:
+        arguments = [str(data_folder() / "blurraw"), "--model", settings.name, "--out", out]
+        result = run("jobs.evaluate", *arguments)
+    test = {name: result[name] for name in ("photos", *SCORES, "mae", "mean_iou_interval")}
+    card.scores["test"] = {"command": f"python -m jobs.evaluate BLURRAW --model {settings.name}", **test}
+    (folder / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
