@@ -1,7 +1,7 @@
 """Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME``.
 
 MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
-temperature that ``benchmarks.out_of_fold`` wrote under NAME, and the scores on the test photos, taken once, here.
+MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
 """
 
 import csv
@@ -22,8 +22,8 @@ from benchmarks.command import RESULTS, data_folder, run
 
 BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"
 CHOICES = (
-    "Recipe, epochs and temperature were chosen on out-of-fold predictions of the training photos; neither the "
-    "test photos nor archive/ chose anything."
+    "Recipe, epochs and temperature were chosen on out-of-fold predictions of the training photos; "
+    "neither the test photos nor archive/ chose anything."
 )
 
 
