@@ -1,7 +1,7 @@
 """Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME``.
 
 MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
-MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
+temperature that ``benchmarks.out_of_fold`` wrote under NAME, and the scores on the test photos, taken here.
 """
 
 import csv
