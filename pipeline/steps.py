@@ -114,7 +114,8 @@ def _read_and_decode_one(
     decoded |= {"format": photo.format, "width": photo.width, "height": photo.height}
     if photo.pixels is not None:
         height, width, _ = photo.pixels.shape
-        decoded |= {"pixels": photo.pixels.data, "pixels_height": height, "pixels_width": width}
+        # A copy: pyarrow 26 never lets go of a memoryview that it made a column of.
+        decoded |= {"pixels": photo.pixels.tobytes(), "pixels_height": height, "pixels_width": width}
     return decoded
 
 

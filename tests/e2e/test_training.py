@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from PIL import Image, ImageFilter
 
 from bdnet import load
-from jobs import evaluate, prepare, train
+from jobs import audit, evaluate, prepare, train
 
 pytestmark = pytest.mark.e2e
 
@@ -132,3 +133,27 @@ def test_a_killed_training_goes_on_from_its_last_epoch(patches: Path, tmp_path: 
     assert other.returncode == 1
     assert other.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "choose another --out" in other.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["fcn8s-vgg16", "unet", "segnet", "dss-resnet18", "bdnet-typed-resnet18"])
+def test_every_network_trains_scores_and_audits_through_the_same_commands(
+    arch: str, dataset: Path, patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trained"
+    options = ["--arch", arch, "--recipe", "paper", "--init", "none", "--epochs", "1", "--all-photos"]
+    assert train.main([str(patches), "--out", str(out), *options]) == 0
+    assert last_line(capfd.readouterr().out)["val_mean_iou"] is None
+
+    model = f"file://{out}/model"
+    assert evaluate.main([str(patches), "--model", model, "--split", "train", "--out", str(tmp_path)]) == 0
+    assert 0 <= last_line(capfd.readouterr().out)["mean_iou"] <= 1
+
+    audited = tmp_path / "audit"
+    assert audit.main([str(dataset / "images"), "--out", str(audited), "--model", model]) == 0
+    assert last_line(capfd.readouterr().out)["by_status"] == {"ok": 6}
+    rows = DeltaTable(f"{audited}/table").to_pyarrow_dataset().to_table().to_pylist()
+    assert {row["model_digest"] for row in rows} == {load(f"{out}/model").card.digest}
+    # Only a network that tells kinds apart says one.
+    said = {row["blur_kind"] for row in rows if row["blurred_fraction"] >= 0.05}
+    assert said <= ({"motion", "defocus"} if arch.startswith("bdnet") else {None})

@@ -1,11 +1,13 @@
 """The steps between a listing and the files that a driver commits, without Ray."""
 
+import gc
 import io
 import json
 import os
 import tarfile
 import threading
 import time
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +75,24 @@ def archive(tmp_path_factory):
 def decoded(archive):
     [table] = read_and_decode(archive, 64)
     return table
+
+
+def test_pixels_are_let_go_once_they_are_in_the_table(archive, monkeypatch):
+    # A column made of memoryviews kept every photo that a worker ever decoded: 0.2 MB each at 320 pixels.
+    seen = []
+
+    def decode(data, size, limits):
+        photo = steps_decode(data, size, limits)
+        if photo.pixels is not None:
+            seen.append(weakref.ref(photo.pixels))
+        return photo
+
+    steps_decode = steps.decode
+    monkeypatch.setattr(steps, "decode", decode)
+    list(read_and_decode(archive, 64))
+    gc.collect()
+    assert len(seen) > 10
+    assert [reference for reference in seen if reference() is not None] == []
 
 
 @pytest.fixture(scope="module")
