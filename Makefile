@@ -30,7 +30,7 @@ endif
 BENCHMARKS := archive_auc scores precision mutants decode_memory scale soak chaos
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-s3 test test-long test-fast lint format bench lock clean
+.PHONY: help install demo demo-s3 test test-long test-fast lint format bench paper lock clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -89,6 +89,22 @@ format: install  ## Format the code and mend what ruff can mend
 
 bench: install  ## Run the benchmarks; each writes benchmarks/results/*.csv
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+
+# ImageNet weights of ResNet-18: torchvision's download, or the file beside the photos.
+WEIGHTS ?= $(or $(abspath $(wildcard $(BDNET_DATA)/../weights/resnet18*.safetensors)),imagenet)
+PAPER := out/paper
+
+paper: install  ## Train and score all of the paper's systems (some 15 hours on 2 cores, goes on where it was)
+	test -e $(PAPER)/photos/dataset.json || \
+		$(PY) -m jobs.prepare "$(BDNET_DATA)/blurraw" --cut photos --out $(PAPER)/photos
+	@set -e; for arch in bdnet-topdown bdnet-resnet18; do \
+		$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/$$arch --arch $$arch --folds 3 --init "$(WEIGHTS)"; \
+		$(PY) -m benchmarks.out_of_fold $(PAPER)/$$arch $$arch; \
+	done
+	$(PY) -m benchmarks.comparison --out $(PAPER)/comparison --weights "$(WEIGHTS)"
+	$(PY) -m benchmarks.ablation --out $(PAPER)/ablation --weights "$(WEIGHTS)"
+	$(PY) -m benchmarks.curves
+	$(PY) -m benchmarks.paper
 
 # Not in the lock: pip and the project itself; what accelerates torch (torch asks for the exact versions
 # that fit it, and a CPU-only torch for none); boto3, which nothing here needs.
