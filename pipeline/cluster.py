@@ -183,8 +183,6 @@ def _init(address: str | None, logical_cpus: int) -> None:
             # Ray's default for a local cluster is a token too, but one that it leaves in ~/.ray for good.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says so each time
-        # Ray's core prints to the terminal what belongs into its log files; errors come as exceptions.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Without "local" Ray joins whatever `ray start` left on this machine, and refuses num_cpus then.
         ray.init(address="local", num_cpus=logical_cpus, include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare Exception when a node doesn't come up in time.
