@@ -13,13 +13,10 @@ import tyro
 
 from bdnet.recipes import equal_budget
 from benchmarks.command import write_csv
-from benchmarks.experiments import Experiment, Lab, recipe_columns, score_columns
+from benchmarks.experiments import RATES, Experiment, Lab, recipe_columns, score_columns
 
-# The rate that the comparison's probe gives BDNet on ResNet-18, and the one it gives FCN-2s on VGG16.
-RATE = 1e-3
-VGG_RATE = 3e-4
-
-_BASE = equal_budget(RATE)
+# The rate is put in by the probe: one for all variants of BDNet, one for both FCNs.
+_BASE = equal_budget(0.0)
 _NET = "bdnet-resnet18"
 
 VARIANTS: tuple[tuple[str, Experiment], ...] = (
@@ -38,9 +35,11 @@ VARIANTS: tuple[tuple[str, Experiment], ...] = (
     ("cut", Experiment("BlurDB2", _NET, _BASE, cut="blurdb2")),
     ("photos", Experiment("25 %", _NET, _BASE, share=0.25)),
     ("photos", Experiment("50 %", _NET, _BASE, share=0.5)),
-    ("FCN on VGG16", Experiment("FCN-2s", "fcn2s-vgg16", equal_budget(VGG_RATE), pretrained=False)),
-    ("FCN on VGG16", Experiment("FCN-32s", "fcn32s-vgg16", equal_budget(VGG_RATE), pretrained=False)),
+    ("FCN on VGG16", Experiment("FCN-2s", "fcn2s-vgg16", _BASE, pretrained=False)),
+    ("FCN on VGG16", Experiment("FCN-32s", "fcn32s-vgg16", _BASE, pretrained=False)),
 )
+# Whose rate is probed, and whether it starts from ImageNet.
+PROBED = {_NET: True, "fcn2s-vgg16": False}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,10 @@ def main() -> int:
     lab = Lab(settings.out.absolute(), settings.weights)
     rows = []
     baseline = None
-    for changed, experiment in VARIANTS:
+    rates = {name: lab.probe(Experiment(name, name, _BASE, start), RATES) for name, start in PROBED.items()}
+    for changed, variant in VARIANTS:
+        rate = rates["fcn2s-vgg16" if variant.arch.startswith("fcn") else _NET]
+        experiment = replace(variant, recipe=replace(variant.recipe, learning_rate=rate))
         lab.train(experiment)
         scored = lab.score(experiment)
         baseline = baseline or scored

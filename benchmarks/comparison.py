@@ -15,6 +15,7 @@ import tyro
 from bdnet.recipes import equal_budget
 from benchmarks.command import data_folder, run, write_csv
 from benchmarks.experiments import (
+    RATES,
     Experiment,
     Lab,
     cost_columns,
@@ -23,7 +24,6 @@ from benchmarks.experiments import (
     score_columns,
 )
 
-RATES = (3e-4, 1e-3, 3e-3)
 BASELINE = "bdnet-resnet18"
 PEERS = ("EFPN", "EHS", "JNB")
 # U-Net needs twenty times BDNet's multiplications for a crop.

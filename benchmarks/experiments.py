@@ -30,6 +30,8 @@ from pipeline import cluster
 from pipeline.training import TrainingSettings, train
 
 TERMS = "BlurRaw (Shi, Xu, Jia, CVPR 2014): given for research"
+# What a probe of the learning rate tries.
+RATES = (3e-4, 1e-3, 3e-3)
 # A landscape photo at working size.
 HEIGHT, WIDTH = 448, 640
 SCORES = (*metrics.SCORES, "mae")
