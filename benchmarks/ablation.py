@@ -1,4 +1,4 @@
-"""What each part of BDNet gives: ``python -m benchmarks.ablation [--out DIR] [--weights FILE]``.
+"""What each part of BDNet gives: ``python -m benchmarks.ablation --out DIR [--weights FILE]``.
 
 BDNet on ResNet-18 learns from 9,600 crops of 192², as in the comparison, with one thing changed at a time,
 and is scored on the 100 test photos with a paired interval of the difference. About an hour and a half on two
@@ -6,8 +6,7 @@ cores, and as much again for FCN-32s on VGG16; to be interrupted at will.
 """
 
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import tyro
 
@@ -42,20 +41,9 @@ VARIANTS: tuple[tuple[str, Experiment], ...] = (
 PROBED = {_NET: True, "fcn2s-vgg16": False}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Train and score all variants, or go on doing so."""
-
-    out: Path = Path("out/ablation")
-    """Folder for patches, checkpoints and models."""
-    weights: str = "imagenet"
-    """ImageNet weights of ResNet-18: imagenet (torchvision downloads them) or a .safetensors file."""
-
-
 def main() -> int:
     """Train, score and write results/ablation.csv after each variant."""
-    settings = tyro.cli(Settings, description=__doc__)
-    lab = Lab(settings.out.absolute(), settings.weights)
+    lab = tyro.cli(Lab, description=__doc__)
     rows = []
     baseline = None
     rates = {name: lab.probe(Experiment(name, name, _BASE, start), RATES) for name, start in PROBED.items()}

@@ -1,4 +1,4 @@
-"""All systems at an equal budget: ``python -m benchmarks.comparison [--out DIR] [--weights FILE]``.
+"""All systems at an equal budget: ``python -m benchmarks.comparison --out DIR [--weights FILE]``.
 
 Each network learns from the same 9,600 crops of 192² of all 800 training photos, at a rate of its own that a
 short probe chose; then it is scored on the 100 test photos, beside BDNet with a paired interval. About five
@@ -7,8 +7,7 @@ scratch: so BDNet is there from scratch and at U-Net's compute too, and the othe
 """
 
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import tyro
 
@@ -50,20 +49,9 @@ SYSTEMS = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Train and score all systems, or go on doing so."""
-
-    out: Path = Path("out/comparison")
-    """Folder for patches, checkpoints and models."""
-    weights: str = "imagenet"
-    """ImageNet weights of ResNet-18: imagenet (torchvision downloads them) or a .safetensors file."""
-
-
 def main() -> int:
     """Train, score and write results/comparison.csv after each system."""
-    settings = tyro.cli(Settings, description=__doc__)
-    lab = Lab(settings.out.absolute(), settings.weights)
+    lab = tyro.cli(Lab, description=__doc__)
     rows = []
     baseline = None
     for system in SYSTEMS:

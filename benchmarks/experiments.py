@@ -51,10 +51,16 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Lab:
-    """Where experiments lie, and the ResNet-18 weights (a path, or "imagenet") that they start from."""
+    """Train and score, or go on doing so: a folder of experiments and what they start from."""
 
     out: Path
-    weights: str
+    """Folder for patches, checkpoints and models."""
+    weights: str = "imagenet"
+    """ImageNet weights of ResNet-18: imagenet (torchvision downloads them) or a .safetensors file."""
+
+    def __post_init__(self) -> None:
+        # Ray's workers stand in other folders.
+        object.__setattr__(self, "out", self.out.absolute())
 
     def patches(self, cut: str, share: float = 1.0) -> Path:
         """The patch dataset of a cut, made where it isn't yet."""
