@@ -94,7 +94,7 @@ bench: install  ## Run the benchmarks; each writes benchmarks/results/*.csv
 WEIGHTS ?= $(or $(abspath $(wildcard $(BDNET_DATA)/../weights/resnet18*.safetensors)),imagenet)
 PAPER := out/paper
 
-paper: install  ## Train and score all of the paper's systems (some 15 hours on 2 cores, goes on where it was)
+paper: install  ## Train and score all of the paper's systems (15 hours on 2 cores, estimated; resumable)
 	test -e $(PAPER)/photos/dataset.json || \
 		$(PY) -m jobs.prepare "$(BDNET_DATA)/blurraw" --cut photos --out $(PAPER)/photos
 	@set -e; for arch in bdnet-topdown bdnet-resnet18; do \

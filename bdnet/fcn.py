@@ -41,18 +41,13 @@ class FCNEncoder(VGG16Encoder):
     @staticmethod
     def convolutional(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Torchvision's VGG16 weights with the two fully connected layers in the shape of convolutions."""
-        renamed = {
-            "classifier.0.weight": ("fc6.weight", (FULLY_CONNECTED, CHANNELS[-1], 7, 7)),
-            "classifier.0.bias": ("fc6.bias", (FULLY_CONNECTED,)),
-            "classifier.3.weight": ("fc7.weight", (FULLY_CONNECTED, FULLY_CONNECTED, 1, 1)),
-            "classifier.3.bias": ("fc7.bias", (FULLY_CONNECTED,)),
-        }
-        return {
-            renamed[name][0] if name in renamed else name: value.reshape(renamed[name][1])
-            if name in renamed
-            else value
-            for name, value in state.items()
-        }
+        adapted = dict(state)
+        for linear, conv, kernel in (("classifier.0", "fc6", 7), ("classifier.3", "fc7", 1)):
+            if f"{linear}.weight" in state:
+                weight = adapted.pop(f"{linear}.weight")
+                adapted[f"{conv}.weight"] = weight.reshape(FULLY_CONNECTED, -1, kernel, kernel)
+                adapted[f"{conv}.bias"] = adapted.pop(f"{linear}.bias")
+        return adapted
 
 
 class FCN(nn.Module):

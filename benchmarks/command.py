@@ -1,6 +1,7 @@
 """Run a bdnet command as a user would, and write tables of what it said."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -29,6 +30,12 @@ def run(*arguments: str) -> dict[str, Any]:
     if finished.returncode:
         sys.exit(f"python -m {' '.join(arguments)} failed with {finished.returncode}")
     return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    """Rows of results/NAME.csv; none where it isn't made yet."""
+    where = RESULTS / f"{name}.csv"
+    return list(csv.DictReader(io.StringIO(where.read_text()))) if where.exists() else []
 
 
 def write_csv(name: str, rows: list[dict[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 Each network learns from the same 9,600 crops of 192² of all 800 training photos, at a rate of its own that a
 short probe chose; then it is scored on the 100 test photos, beside BDNet with a paired interval. About five
-hours on two cores, to be interrupted at will. ImageNet weights serve ResNet-18 alone, VGG16 starts from
-scratch: so BDNet is there from scratch and at U-Net's compute too, and the others' decoders on ResNet-18.
+hours on two cores (an estimate), to be interrupted at will. ImageNet weights serve ResNet-18 alone, VGG16
+starts from scratch: so BDNet is there from scratch and at the compute of U-Net, and others on ResNet-18.
 """
 
 import sys

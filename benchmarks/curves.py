@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
@@ -100,7 +99,7 @@ def main() -> int:
         truth = mask > 0
         for name in counts:
             if name in models:
-                soft = models[name].predict(torch.from_numpy(pixels.copy())[None])[0][0]
+                soft = models[name].probability(pixels)
             else:
                 soft = given_map(data / "peer_maps" / name, photo, truth.shape)
             levels = np.rint(soft * (LEVELS - 1)).astype(np.int64)

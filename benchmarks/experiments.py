@@ -95,7 +95,7 @@ class Lab:
         return self.out / re.sub(r"[^\w/.-]+", "-", experiment.name)
 
     def train(self, experiment: Experiment) -> dict[str, Any]:
-        """Train as ``jobs.train --all-photos`` does; returns its result with the seconds that it took."""
+        """Train as ``jobs.train --all-photos`` does; returns its result."""
         folder = self.folder(experiment)
         result = folder / "result.json"
         if not result.exists():

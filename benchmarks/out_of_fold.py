@@ -6,8 +6,6 @@ training photo is marked once by a network that never saw it. From these maps al
 what the verdict does to whole-frame blur (verdict_thresholds.csv). Kinds weigh alike in the last two.
 """
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from bdnet import load, metrics
 from bdnet.augment import whole_frame_blur
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
-from benchmarks.command import RESULTS, data_folder, write_csv
+from benchmarks.command import data_folder, read_csv, write_csv
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 
 BINS = 20
@@ -209,10 +207,7 @@ def history_rows(name: str, folds: Path) -> list[dict[str, Any]]:
 
 def replace_rows(table: str, name: str, rows: list[dict[str, Any]]) -> None:
     """Write the rows of this model into a table beside those of the others."""
-    where = RESULTS / f"{table}.csv"
-    kept = []
-    if where.exists():
-        kept = [row for row in csv.DictReader(io.StringIO(where.read_text())) if row["model"] != name]
+    kept = [row for row in read_csv(table) if row["model"] != name]
     write_csv(table, [*kept, *rows])
 
 

@@ -3,7 +3,6 @@
 The words are in templates/paper.md.j2. A table that isn't there yet is named with the command that makes it.
 """
 
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import altair as alt
 import jinja2
 import vl_convert
 
-from benchmarks.command import RESULTS
+from benchmarks.command import read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,12 +72,6 @@ COLUMNS: dict[str, Columns] = {
 }
 
 
-def read(name: str) -> list[Row]:
-    """Rows of a committed table; none where it isn't made yet."""
-    where = RESULTS / f"{name}.csv"
-    return list(csv.DictReader(where.open(newline=""))) if where.exists() else []
-
-
 def markdown(rows: list[Row], columns: Columns) -> str:
     """A table, or nothing where there are no rows."""
     if not rows:
@@ -133,7 +126,7 @@ PICTURES = {"calibration": reliability, "pr_curves": precision_recall, "training
 
 def main() -> int:
     """Write docs/paper.md and docs/images/*.svg."""
-    results = {name: read(name) for name in TABLES}
+    results = {name: read_csv(name) for name in TABLES}
     pictures = {name: f"images/{name}.svg" for name in PICTURES if results[name]}
     for name, path in pictures.items():
         (DOCS / path).write_text(vl_convert.vegalite_to_svg(PICTURES[name](results[name]).to_dict()))

@@ -4,7 +4,6 @@ MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets t
 temperature that ``benchmarks.out_of_fold`` wrote under NAME, and the scores on the test photos, taken here.
 """
 
-import csv
 import dataclasses
 import json
 import sys
@@ -18,7 +17,7 @@ import tyro
 import bdnet
 from bdnet.metrics import SCORES
 from bdnet.model import CARD_FILE, WEIGHTS_FILE, read_folder
-from benchmarks.command import RESULTS, data_folder, run
+from benchmarks.command import data_folder, read_csv, run
 
 BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"
 CHOICES = (
@@ -39,8 +38,7 @@ class Settings:
 
 def rows_of(table: str, name: str) -> list[dict[str, str]]:
     """A model's rows of a committed table."""
-    with (RESULTS / f"{table}.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == name]
+    rows = [row for row in read_csv(table) if row["model"] == name]
     if not rows:
         sys.exit(f"{table}.csv says nothing of {name}: run benchmarks.out_of_fold first")
     return rows
