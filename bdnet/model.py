@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bdnet.detect import Detection, measure
+from bdnet.engine import optimize
 from bdnet.networks import build
 from bdnet.photo import decode
 from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE, normalize
@@ -23,6 +24,9 @@ from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE, normalize
 DEFAULT_MODEL = "bdnet-resnet18"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+# Photos that the network is given at once. On a CPU its largest features, 9 MB a photo, then stay in memory
+# that malloc keeps; with eight photos each is mapped anew, which takes the stem twice as long.
+BATCHES = {"cpu": 2, "cuda": 16}
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,15 @@ class Model:
 
     def __init__(self, net: nn.Module, card: Card, device: torch.device | str | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # Two calls: torch's own types know no call with both.
-        self.net = net.eval().to(self.device).to(memory_format=torch.channels_last)
         self.card = card
+        self.dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
+        self.batch = BATCHES[self.device.type]
+        self.fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if self.fused:
+            self.net = optimize(net, self.dtype)
+        else:
+            # Two calls: torch's own types know no call with both.
+            self.net = net.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
@@ -60,8 +70,11 @@ class Model:
             probability that a pixel is blurred, float32 N×H×W; probability of (motion, defocus), float32 N×2,
             or None where the network doesn't tell them apart.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device)):
-            output = self.net(normalize(images.to(self.device, non_blocking=True)))
+        if self.fused:
+            output = self.net(normalize(images, self.dtype))
+        else:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                output = self.net(normalize(images.to(self.device, non_blocking=True)))
         # The difference of two logits through a sigmoid is the softmax of two classes.
         margin = output.logits[:, 1].float() - output.logits[:, 0].float()
         probability = torch.sigmoid(margin / self.card.temperature).cpu().numpy()

@@ -82,7 +82,8 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
     """Audit an archive: afterwards the table has one row for each photo version that could be read.
 
     Returns:
-        what ``jobs.audit`` prints: table, report, run_id, photos, by_status, by_verdict, seconds, rate.
+        what ``jobs.audit`` prints: table, report, run_id, photos, by_status, by_verdict, seconds, rate, and
+        the seconds of each step, added up over its workers, with the one that bounds the run.
 
     Raises:
         ValueError: the settings are wrong or nothing is at the source.
@@ -145,6 +146,8 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
         "by_verdict": dict(outcome.by_verdict),
         "seconds": round(seconds, 2),
         "photos_per_second": round(outcome.photos / seconds, 2),
+        "step_seconds": {step: round(seconds, 2) for step, seconds in outcome.seconds.items()},
+        "bound_by": outcome.bound_by(),
     }
 
 

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from pipeline import cluster
 from pipeline.ledger import Committer, Staged
 from pipeline.listing import read_listing
 from pipeline.progress import Progress
-from pipeline.steps import Detector, Provenance, read_and_decode, stage_rows
+from pipeline.steps import FETCH_THREADS, Detector, Provenance, read_and_decode, stage_rows
 from pipeline.stream import stream
 
 PHOTOS_PER_BLOCK = 32
@@ -28,6 +28,8 @@ GRACE_SECONDS = 1.0
 MIN_BLOCK_BYTES = 64 << 20
 # Rows of one staged file: small enough that a crash repeats seconds of work, not minutes.
 PHOTOS_PER_FILE = 64
+# Detectors that work for so much of their time are what the run waits for.
+BUSY = 0.8
 # Photos of one Ray Data execution: what the driver keeps about blocks is bounded by it.
 PHOTOS_PER_WINDOW = 50_000
 # When each of so many photos is denied, so are the rest.
@@ -48,12 +50,24 @@ class Plan:
 
 
 class Outcome:
-    """What the run's committed files hold."""
+    """What the run's committed files hold, and the time that each step took, added up over its workers."""
 
     def __init__(self) -> None:
         self.photos = 0
         self.by_status: Counter[str] = Counter()
         self.by_verdict: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def bound_by(self) -> str | None:
+        """The step that more workers, or faster ones, would have to help first; None where nothing ran."""
+        seconds = self.seconds
+        busy = seconds["detect"] + seconds["encode"]
+        if not busy + seconds["idle"]:
+            return None
+        if busy >= BUSY * (busy + seconds["idle"]):
+            return "detect" if seconds["detect"] >= seconds["encode"] else "encode"
+        # Threads wait for storage side by side; decoding takes a core.
+        return "fetch" if seconds["fetch"] / FETCH_THREADS > seconds["decode"] else "decode"
 
 
 def work_off(
@@ -77,13 +91,17 @@ def work_off(
                             target = file.pop("target")
                             outcome.by_status.update(json.loads(file.pop("by_status")))
                             outcome.by_verdict.update(json.loads(file.pop("by_verdict")))
+                            for step, seconds in json.loads(file.pop("seconds")).items():
+                                outcome.seconds[step] += seconds
                             staged = Staged(**file)
                             committers[target].add(staged)
                             outcome.photos += staged.rows
                             progress.add(staged.rows)
                         check_lock()
+                        began = time.monotonic()
                         for committer in committers.values():
                             committer.flush(if_due=True)
+                        outcome.seconds["commit"] += time.monotonic() - began
                         _check_denied(outcome, photos, plan.max_denied)
                         if told_to_end.lasts() > GRACE_SECONDS:
                             raise OSError("told to end (SIGTERM); what was staged is committed, run it again")

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
@@ -33,8 +35,6 @@ LIMITS = Limits()
 _FETCHED = MemoryBudget(LIMITS.max_bytes)
 # Beginnings of a task, after which its photos are left for the next run: Ray itself would go on for ever.
 ATTEMPTS = 4
-# Photos that the network sees at once, of equal shape.
-BATCH = 8
 
 _BEFORE_DETECTION = pa.schema(
     [
@@ -45,6 +45,9 @@ _BEFORE_DETECTION = pa.schema(
         *CAPTURE,
         pa.field("status", pa.string()),
         pa.field("error", pa.string()),
+        # Seconds: of a thread that waits for storage, and of a core.
+        pa.field("fetch_s", pa.float32()),
+        pa.field("decode_s", pa.float32()),
     ]
 )
 _DECODED = pa.schema(
@@ -57,7 +60,17 @@ _DECODED = pa.schema(
         pa.field("subject_area", pa.list_(pa.float64())),
     ]
 )
-_DETECTED = pa.schema([*_BEFORE_DETECTION, *MEASUREMENTS])
+_DETECTED = pa.schema(
+    [
+        *_BEFORE_DETECTION,
+        *MEASUREMENTS,
+        # Seconds of a detector: in the network, measuring and packing masks, waiting for photos.
+        pa.field("detect_s", pa.float32()),
+        pa.field("encode_s", pa.float32()),
+        pa.field("idle_s", pa.float32()),
+    ]
+)
+TIMED = ("fetch_s", "decode_s", "detect_s", "encode_s", "idle_s")
 
 
 @dataclass(frozen=True)
@@ -106,10 +119,15 @@ def _read_and_decode_one(
     if row["size_bytes"] > LIMITS.max_bytes:
         return {**row, "status": "too_large", "error": f"{row['size_bytes']:,} bytes; it was not read"}
     with _FETCHED.reserve(row["size_bytes"]):
+        began = time.perf_counter()
         fetched = fetch(row["uri"], row["etag"])
+        row = {**row, "fetch_s": time.perf_counter() - began}
         if fetched.data is None:
             return {**row, "status": fetched.status, "error": fetched.error}
+        # Many threads share a core here; each one's own part of it is what decoding takes.
+        began = time.thread_time()
         photo = decode(fetched.data, working_size, LIMITS)
+        row["decode_s"] = time.thread_time() - began
     decoded = {**row, **asdict(photo.capture), "status": photo.status, "error": photo.error}
     decoded |= {"format": photo.format, "width": photo.width, "height": photo.height}
     if photo.pixels is not None:
@@ -130,25 +148,33 @@ class Detector:
             raise ValueError(
                 f"{model} is another model than when the audit began; run the same command again"
             )
+        self._free_since = time.perf_counter()
 
     def __call__(self, photos: pa.Table) -> pa.Table:
         """Measure the photos whose status is ok; pixels leave the rows, measurements and mask join them."""
         rows = photos.to_pylist()
+        if rows:
+            rows[0]["idle_s"] = time.perf_counter() - self._free_since
         shapes: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for row in rows:
             if row["pixels"] is not None:
                 shapes.setdefault((row["pixels_height"], row["pixels_width"]), []).append(row)
         for (height, width), alike in shapes.items():
-            for start in range(0, len(alike), BATCH):
-                batch = alike[start : start + BATCH]
+            for start in range(0, len(alike), self._model.batch):
+                batch = alike[start : start + self._model.batch]
                 pixels = np.stack([np.frombuffer(row["pixels"], np.uint8) for row in batch])
                 images = torch.from_numpy(pixels.reshape(len(batch), height, width, 3))
+                began = time.perf_counter()
                 probabilities, kinds = self._model.predict(images)
+                detected = time.perf_counter()
                 for index, row in enumerate(batch):
                     area = row["subject_area"]
                     kind = None if kinds is None else kinds[index]
                     detection = measure(probabilities[index], kind, tuple(area) if area else None)
                     row |= measurements(detection)
+                batch[0]["detect_s"] = detected - began
+                batch[0]["encode_s"] = time.perf_counter() - detected
+        self._free_since = time.perf_counter()
         return pa.Table.from_pylist(rows, schema=_DETECTED)
 
 
@@ -168,8 +194,10 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 def stage_rows(photos: pa.Table, out: str, provenance: Provenance, mask_shards: bool) -> pa.Table:
     """Write detected photos beside the tables; return one row per file written, for the driver to commit."""
+    began = time.perf_counter()
     layout = AuditLayout(out)
     now = datetime.now(UTC)
+    seconds = {name.removesuffix("_s"): pc.sum(photos[name]).as_py() or 0.0 for name in TIMED}
     rows = photos.to_pylist()
     failed = [row for row in rows if row["status"] in RETRYABLE_STATUSES]
     final = [row for row in rows if row["status"] not in RETRYABLE_STATUSES]
@@ -184,6 +212,7 @@ def stage_rows(photos: pa.Table, out: str, provenance: Provenance, mask_shards: 
         extra = {"run_id": provenance.run_id, "failed_at": now}
         table = pa.Table.from_pylist([{**row, **extra} for row in failed], schema=FAILURES_TABLE)
         written.append(("failures", stage(table, layout.failures, provenance.run_id), failed))
+    seconds["stage"] = time.perf_counter() - began
     return pa.Table.from_pylist(
         [
             {
@@ -191,8 +220,9 @@ def stage_rows(photos: pa.Table, out: str, provenance: Provenance, mask_shards: 
                 **asdict(staged),
                 "by_status": json.dumps(Counter(row["status"] for row in its_rows)),
                 "by_verdict": json.dumps(Counter(row["verdict"] for row in its_rows if row["verdict"])),
+                "seconds": json.dumps(seconds if number == 0 else {}),
             }
-            for target, staged, its_rows in written
+            for number, (target, staged, its_rows) in enumerate(written)
         ]
     )
 

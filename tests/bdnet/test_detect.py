@@ -178,9 +178,10 @@ def test_a_degenerate_subject_area_is_the_pixel_that_was_focused_on(area, row, c
 
 
 def test_without_an_area_the_subject_is_a_centred_gaussian_of_a_fifth_of_each_side():
-    weights, source = subject_weights((100, 200), None)
+    rows, columns, source = subject_weights((100, 200), None)
     assert source == "centre"
-    weights = weights / weights.sum()
+    weights = np.outer(rows, columns)
+    weights /= weights.sum()
     y, x = (np.mgrid[:100, :200] + 0.5) / np.array([100, 200]).reshape(2, 1, 1)
     assert (weights * y).sum() == pytest.approx(0.5)
     assert (weights * x).sum() == pytest.approx(0.5)

@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score
 
 from bdnet import Model, load
 from bdnet.metrics import confusion, scores
-from bdnet.model import has_fast_bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,6 @@ def test_its_score_on_the_test_photos_is_the_one_of_its_card(model: Model, data_
     measured = scores(matrix)["mean_iou"]
     # A processor without bf16 computes in fp32, which is a little lower: benchmarks/results/precision.csv.
     assert measured == pytest.approx(model.card.scores["test"]["mean_iou"], abs=0.002)
-    if has_fast_bfloat16(model.device):
-        assert measured >= 0.80
 
 
 @pytest.mark.data

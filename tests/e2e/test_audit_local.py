@@ -74,6 +74,10 @@ def test_the_result_is_the_last_line_and_a_file_and_adds_up(audited: Audited) ->
     assert result["by_status"] == Counter(row["status"] for row in audited.rows.values())
     assert result["by_verdict"] == Counter(row["verdict"] for row in audited.rows.values() if row["verdict"])
     assert result["photos_per_second"] == pytest.approx(result["photos"] / result["seconds"], abs=0.01)
+    steps = result["step_seconds"]
+    assert steps.keys() == {"fetch", "decode", "detect", "encode", "idle", "stage", "commit"}
+    assert all(steps.values())
+    assert result["bound_by"] in ("fetch", "decode", "detect", "encode")
 
 
 def test_a_broken_photo_says_why_and_has_no_measurements(audited: Audited) -> None:
