@@ -27,10 +27,10 @@ export BDNET_DATA
 endif
 
 # Modules of benchmarks/ that `make bench` runs, in this order.
-BENCHMARKS := archive_auc scores precision mutants decode_memory scale soak chaos
+BENCHMARKS := archive_auc scores precision network throughput mutants decode_memory scale soak chaos
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-s3 test test-long test-fast lint format bench paper lock clean
+.PHONY: help install demo demo-s3 test test-long test-fast lint format bench bench-peers paper lock clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -89,6 +89,18 @@ format: install  ## Format the code and mend what ruff can mend
 
 bench: install  ## Run the benchmarks; each writes benchmarks/results/*.csv
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+
+# Others' tools in an environment of their own, which sees that of the project too.
+PEERS := .venv-peers
+$(PEERS)/.installed: benchmarks/peers.txt | $(INSTALLED)
+	$(PY) -m venv $(PEERS)
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$($(PEERS)/bin/python -c \
+		'import site; print(site.getsitepackages()[0])')/project.pth"
+	$(PEERS)/bin/python -m pip install -r benchmarks/peers.txt
+	@touch $@
+
+bench-peers: $(PEERS)/.installed  ## Measure against other tools and decoders (an hour, estimated)
+	@set -e; for name in decode peers roofline; do echo "== $$name"; $(PEERS)/bin/python -m benchmarks.$$name; done
 
 # ImageNet weights of ResNet-18: torchvision's download, or the file beside the photos.
 WEIGHTS ?= $(or $(abspath $(wildcard $(BDNET_DATA)/../weights/resnet18*.safetensors)),imagenet)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -53,13 +54,13 @@ class Model:
         self.dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
         self.batch = BATCHES[self.device.type]
         self.fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.fused:
             self.net = optimize(net, self.dtype)
         else:
             # Two calls: torch's own types know no call with both.
             self.net = net.eval().to(self.device).to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Detect blur in a batch of equal shape.
 
@@ -70,17 +71,43 @@ class Model:
             probability that a pixel is blurred, float32 N×H×W; probability of (motion, defocus), float32 N×2,
             or None where the network doesn't tell them apart.
         """
+        return next(self.predict_all([images]))
+
+    def predict_all(self, batches: Iterable[Tensor]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """``predict`` for batch after batch: a GPU computes one while the next is copied to it, and while the
+        caller works on the one before."""
+        started: tuple[Tensor, Tensor | None] | None = None
+        for images in batches:
+            before, started = started, self._start(self._upload(images))
+            if before is not None:
+                yield _fetched(before)
+        if started is not None:
+            yield _fetched(started)
+
+    def _upload(self, images: Tensor) -> Tensor:
+        if self.copies is None:
+            return images
+        with torch.cuda.stream(self.copies):
+            uploaded = images.pin_memory().to(self.device, non_blocking=True)
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_event(self.copies.record_event())
+        # Its memory belongs to the stream that copied; not to be given away before the other is done.
+        uploaded.record_stream(compute)
+        return uploaded
+
+    @torch.inference_mode()
+    def _start(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute on the device; on a GPU this returns before it is done."""
         if self.fused:
             output = self.net(normalize(images, self.dtype))
         else:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                output = self.net(normalize(images.to(self.device, non_blocking=True)))
+                output = self.net(normalize(images))
         # The difference of two logits through a sigmoid is the softmax of two classes.
         margin = output.logits[:, 1].float() - output.logits[:, 0].float()
-        probability = torch.sigmoid(margin / self.card.temperature).cpu().numpy()
-        if output.kind_logits is None:
-            return probability, None
-        return probability, torch.softmax(output.kind_logits.float(), dim=1).cpu().numpy()
+        probability = torch.sigmoid(margin / self.card.temperature)
+        kinds = output.kind_logits
+        return probability, None if kinds is None else torch.softmax(kinds.float(), dim=1)
 
     def probability(self, pixels: np.ndarray) -> np.ndarray:
         """Probability that each pixel is blurred, float32 H×W, for one photo uint8 H×W×3."""
@@ -100,6 +127,11 @@ class Model:
         probability, kinds = self.predict(torch.from_numpy(decoded.pixels)[None])
         kind = None if kinds is None else kinds[0]
         return measure(probability[0], kind, decoded.capture.subject_area)
+
+
+def _fetched(results: tuple[Tensor, Tensor | None]) -> tuple[np.ndarray, np.ndarray | None]:
+    probability, kinds = results
+    return probability.cpu().numpy(), None if kinds is None else kinds.cpu().numpy()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -1,9 +1,10 @@
 """Named training recipes: every number that training depends on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bdnet.augment import Augmentation
+from bdnet.preprocess import WORKING_SIZE
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Recipe:
     # Decay per step of the averaged weights that are validated and exported; 0 = the last weights.
     ema: float
     augmentation: Augmentation = field(default_factory=Augmentation)
+    # Long side of the photos that the network is made for: validated and audited at it.
+    working_size: int = WORKING_SIZE
     # Crops of an epoch where every training must see as many; None: each patch once, kinds balanced.
     crops_per_epoch: int | None = None
 
@@ -53,7 +56,7 @@ def paper() -> Recipe:
 
 
 def default() -> Recipe:
-    """Better within two hours of two CPU cores: AdamW, one cycle, averaged weights, larger, harder crops."""
+    """What the default model was made with: AdamW, one cycle, averaged weights, larger and harder crops."""
     return Recipe(
         name="default",
         optimizer="adamw",
@@ -80,6 +83,15 @@ def default() -> Recipe:
     )
 
 
+def fast() -> Recipe:
+    """The default's for photos of 352 pixels, of which the same network does three in the time of one."""
+    recipe, working_size = default(), 352
+    shrink = WORKING_SIZE / working_size
+    low, high = recipe.augmentation.scale
+    augmentation = replace(recipe.augmentation, crop=224, scale=(low * shrink, high * shrink))
+    return replace(recipe, name="fast", working_size=working_size, augmentation=augmentation)
+
+
 def equal_budget(learning_rate: float) -> Recipe:
     """The comparison's: the same 9,600 crops of 192² for every network, only the rate is its own."""
     return Recipe(
@@ -101,4 +113,4 @@ def equal_budget(learning_rate: float) -> Recipe:
     )
 
 
-RECIPES = {"paper": paper, "default": default}
+RECIPES = {"paper": paper, "default": default, "fast": fast}

@@ -21,6 +21,8 @@ class DeltaLog:
     added: list[str] = field(default_factory=list)
     # When each commit was made, in seconds since 1970.
     commits: list[float] = field(default_factory=list)
+    # The same times, each with the rows that the table had from then on.
+    grown: list[tuple[float, int]] = field(default_factory=list)
 
     def read_new(self) -> int:
         """Read the commits that came since; return how many."""
@@ -39,3 +41,5 @@ class DeltaLog:
                 if add["dataChange"]:
                     self.rows += rows
                     self.added.append(add["path"])
+            if self.commits:
+                self.grown.append((self.commits[-1], self.rows))

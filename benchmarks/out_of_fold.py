@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from scipy import optimize
 from scipy.special import expit, logit
 
@@ -23,6 +24,7 @@ from bdnet import load, metrics
 from bdnet.augment import whole_frame_blur
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
+from bdnet.photo import size_at
 from benchmarks.command import data_folder, read_csv, write_csv
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 
@@ -63,8 +65,7 @@ def mark(model: Model, photo: LabelledPhoto, fold: int, rng: np.random.Generator
     truth = mask > 0
     # The temperature is what is looked for.
     assert model.card.temperature == 1
-    probabilities, kinds = model.predict(torch.from_numpy(pixels.copy())[None])
-    probability = probabilities[0]
+    probability, kinds = predict(model, pixels)
     twin, _ = whole_frame_blur(pixels, rng)
     sample = np.s_[::STEP, ::STEP]
     return Marked(
@@ -75,9 +76,23 @@ def mark(model: Model, photo: LabelledPhoto, fold: int, rng: np.random.Generator
         truth=truth[sample].ravel(),
         truly_blurred=float(truth.mean()),
         blurred_fraction=float((probability >= 0.5).mean()),
-        twin_blurred_fraction=float((model.probability(twin) >= 0.5).mean()),
-        kind_said=None if kinds is None else BLUR_KINDS[int(kinds[0].argmax())],
+        twin_blurred_fraction=float((predict(model, twin)[0] >= 0.5).mean()),
+        kind_said=None if kinds is None else BLUR_KINDS[int(kinds.argmax())],
     )
+
+
+def predict(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mark a photo at the model's working size; the map, float32 H×W, has the photo's own size again."""
+    height, width, _ = pixels.shape
+    size = size_at(width, height, model.card.working_size)
+    if size != (width, height):
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    probabilities, kinds = model.predict(torch.from_numpy(pixels.copy())[None])
+    probability = probabilities[0]
+    if size != (width, height):
+        whole = Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)
+        probability = np.asarray(whole)
+    return probability, None if kinds is None else kinds[0]
 
 
 def mark_all(folds: Path) -> Iterator[Marked]:

@@ -1,4 +1,4 @@
-"""Small distinct real photos for benchmarks that need many."""
+"""Real photos for benchmarks that need many, or larger ones."""
 
 import hashlib
 import io
@@ -32,3 +32,19 @@ def small_photos(rng: random.Random, long_side: int = 320) -> Iterator[bytes]:
         if digest not in seen:
             seen.add(digest)
             yield buffer.getvalue()
+
+
+def large_photos(megapixels: int) -> list[bytes]:
+    """The 27 photos of BDNET_DATA's archive/, of 3 megapixels, or enlarged to 12 or 48."""
+    factor = {3: 1, 12: 2, 48: 4}[megapixels]
+    photos = []
+    for path in sorted((data_folder() / "archive").glob("*.jpg")):
+        if factor == 1:
+            photos.append(path.read_bytes())
+            continue
+        with Image.open(path) as image:
+            larger = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        larger.save(buffer, "JPEG", quality=90)
+        photos.append(buffer.getvalue())
+    return photos

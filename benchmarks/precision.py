@@ -16,11 +16,11 @@ from pipeline.dataset import read_dataset, read_pair
 def main() -> int:
     """Score both and write results/precision.csv."""
     photos = read_dataset(str(data_folder() / "blurraw"), "test")
-    network = load()
-    in_hardware = model.has_fast_bfloat16(network.device)
+    in_hardware = model.has_fast_bfloat16(load().device)
     rows = []
     for name in (["bf16"] if in_hardware else []) + ["fp32"]:
         model.has_fast_bfloat16 = lambda _device, fast=name == "bf16": fast
+        network = load()
         matrix = np.zeros((2, 2), np.int64)
         for photo in photos:
             pixels, mask = read_pair(photo)

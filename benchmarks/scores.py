@@ -1,15 +1,34 @@
-"""Score the shipped model and the peers' maps on BlurRaw's test photos: ``python -m benchmarks.scores``.
+"""Score the shipped models and the peers' maps on BlurRaw's test photos: ``python -m benchmarks.scores``.
 
-Every row comes from ``jobs.evaluate``; the model's row is the one figure that its card quotes.
+Every row comes from ``jobs.evaluate``; a model's card quotes its row. Only the balanced accuracy of the kind
+of blur is taken here.
 """
 
 import sys
 import tempfile
 
+from sklearn.metrics import balanced_accuracy_score
+
+from bdnet.model import load, shipped_models
+from bdnet.output import BLUR_KINDS
 from benchmarks.command import data_folder, run, write_csv
+from benchmarks.out_of_fold import predict
+from pipeline.dataset import read_dataset, read_pair
 
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou", "iou_blurred", "f_beta", "mae")
 PEERS = ("EFPN", "EHS", "JNB")
+
+
+def kind_balanced_accuracy(name: str) -> float:
+    """Of the kind that a model says of each test photo, whatever part of it is blurred."""
+    model = load(name)
+    photos = read_dataset(str(data_folder() / "blurraw"), "test")
+    said = []
+    for photo in photos:
+        kinds = predict(model, read_pair(photo)[0])[1]
+        assert kinds is not None
+        said.append(BLUR_KINDS[int(kinds.argmax())])
+    return float(balanced_accuracy_score([photo.kind for photo in photos], said))
 
 
 def main() -> int:
@@ -17,7 +36,8 @@ def main() -> int:
     data = data_folder()
     rows = []
     with tempfile.TemporaryDirectory() as out:
-        for name in ("bdnet-resnet18", *PEERS):
+        for name in (*shipped_models(), *PEERS):
+            kinds = "" if name in PEERS else f"{kind_balanced_accuracy(name):.4f}"
             what = ["--maps", str(data / "peer_maps" / name)] if name in PEERS else ["--model", name]
             for threshold in ("0.5", "otsu"):
                 arguments = [str(data / "blurraw"), *what, "--split", "test", "--threshold", threshold]
@@ -34,6 +54,8 @@ def main() -> int:
                         "mean_iou_per_photo": f"{result['per_photo']['mean_iou']:.5f}",
                         "mean_iou_motion": f"{result['by_kind']['motion']['mean_iou']:.5f}",
                         "mean_iou_defocus": f"{result['by_kind']['defocus']['mean_iou']:.5f}",
+                        "iou_blurred_defocus": f"{result['by_kind']['defocus']['iou_blurred']:.5f}",
+                        "kind_balanced_accuracy": kinds,
                     }
                 )
     write_csv("scores", rows)

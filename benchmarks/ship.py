@@ -1,7 +1,8 @@
 """Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME``.
 
 MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
-temperature that ``benchmarks.out_of_fold`` wrote under NAME, and the scores on the test photos, taken here.
+temperature that ``benchmarks.out_of_fold`` wrote under NAME, where its folds were trained, and the scores
+on the test photos, taken here.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,10 +21,7 @@ from bdnet.model import CARD_FILE, WEIGHTS_FILE, read_folder
 from benchmarks.command import data_folder, read_csv, run
 
 BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"
-CHOICES = (
-    "Recipe, epochs and temperature were chosen on out-of-fold predictions of the training photos; "
-    "neither the test photos nor archive/ chose anything."
-)
+CHOICES = "Neither the test photos nor archive/ chose anything."
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,18 @@ class Settings:
     """Name under which it is loaded, and its name in kfold.csv and calibration.csv."""
 
 
-def rows_of(table: str, name: str) -> list[dict[str, str]]:
-    """A model's rows of a committed table."""
-    rows = [row for row in read_csv(table) if row["model"] == name]
-    if not rows:
-        sys.exit(f"{table}.csv says nothing of {name}: run benchmarks.out_of_fold first")
-    return rows
-
-
 def main() -> int:
     """Write bdnet/models/NAME."""
     settings = tyro.cli(Settings, description=__doc__)
     weights, card = read_folder(settings.model)
-    folds = next(row for row in rows_of("kfold", settings.name) if row["fold"] == "all")
-    temperatures = {float(row["temperature"]) for row in rows_of("calibration", settings.name)} - {1.0}
+    folds = [row for row in read_csv("kfold") if (row["model"], row["fold"]) == (settings.name, "all")]
+    calibration = [row for row in read_csv("calibration") if row["model"] == settings.name]
+    temperatures = {float(row["temperature"]) for row in calibration} - {1.0}
+    scores: dict[str, Any] = {}
+    if folds:
+        scores["out_of_fold"] = {name: float(folds[0][name]) for name in (*SCORES, "kind_balanced_accuracy")}
+    else:
+        print(f"{settings.name} is not in kfold.csv: no out-of-fold scores, no temperature", file=sys.stderr)
     folder = Path(bdnet.__file__).parent / "models" / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     card = dataclasses.replace(
@@ -57,7 +53,7 @@ def main() -> int:
         temperature=temperatures.pop() if temperatures else 1.0,
         data={**card.data, "name": BLURRAW},
         training={**card.training, "choices": CHOICES},
-        scores={"out_of_fold": {name: float(folds[name]) for name in (*SCORES, "kind_balanced_accuracy")}},
+        scores=scores,
     )
     (folder / WEIGHTS_FILE).write_bytes(weights)
     (folder / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")

@@ -180,13 +180,15 @@ def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=list(columns) if columns else None)
 
 
-def decode_patch(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def decode_patch(row: dict[str, Any], working_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Decode one row of ``schema.PATCHES``: image uint8 H×W×3 and mask uint8 H×W, 255 = blurred.
+
+    At a ``working_size`` the image may be smaller than its mask.
 
     Raises:
         ValueError: its bytes are no image.
     """
-    photo = photos_in.decode(row["image"], working_size=None)
+    photo = photos_in.decode(row["image"], working_size)
     if photo.pixels is None:
         raise ValueError(f"patch of {row['photo']}: {photo.status}: {photo.error}; prepare the patches again")
     return photo.pixels, parse_mask(row["mask"], f"mask of {row['photo']}")

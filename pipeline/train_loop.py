@@ -20,13 +20,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bdnet.losses import bdnet_loss
-from bdnet.metrics import confusion, scores
+from bdnet.metrics import scores
 from bdnet.model import Card, Model, has_fast_bfloat16
 from bdnet.networks import build
 from bdnet.preprocess import normalize
 from bdnet.recipes import Recipe
 from pipeline import storage
 from pipeline.patches import decode_patch, read_shard
+from pipeline.scoring import score
 
 SHUFFLE_BUFFER = 512  # crops
 VALIDATE_EVERY = 5  # epochs; the last one always
@@ -232,8 +233,8 @@ def _validate(
             continue
         for row in read_shard(uri).to_pylist():
             if row["photo"] in mine:
-                image, mask = decode_patch(row)
-                matrix += confusion(model.probability(image) >= 0.5, mask > 0)
+                image, mask = decode_patch(row, config.recipe.working_size)
+                matrix += score(model.probability(image), mask > 0, "0.5")[0]
     pooled = torch.from_numpy(matrix).to(device)
     if world > 1:
         torch.distributed.all_reduce(pooled)

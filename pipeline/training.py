@@ -330,6 +330,7 @@ def _card(
 ) -> dict[str, Any]:
     return {
         "arch": settings.arch,
+        "working_size": settings.recipe.working_size,
         "data": {
             "patches": settings.patches.rstrip("/").rsplit("/", 1)[-1],
             "patches_digest": manifest_digest(settings.patches),

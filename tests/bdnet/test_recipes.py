@@ -1,5 +1,7 @@
+import pytest
+
 from bdnet.augment import Augmentation
-from bdnet.recipes import RECIPES, paper
+from bdnet.recipes import RECIPES, default, paper
 
 
 def test_the_papers_recipe_has_the_papers_numbers():
@@ -24,4 +26,16 @@ def test_the_papers_recipe_has_nothing_that_the_paper_lacks():
 
 
 def test_a_recipe_is_found_under_its_own_name():
-    assert {name: make().name for name, make in RECIPES.items()} == {"paper": "paper", "default": "default"}
+    assert [(name, make().name) for name, make in RECIPES.items()] == [
+        ("paper", "paper"),
+        ("default", "default"),
+        ("fast", "fast"),
+    ]
+
+
+def test_the_fast_recipe_shows_the_same_windows_of_a_photo_at_the_scale_of_its_working_size():
+    usual, fast = default(), RECIPES["fast"]()
+    shrink = usual.working_size / fast.working_size
+    assert fast.augmentation.scale == pytest.approx([shrink * edge for edge in usual.augmentation.scale])
+    assert fast.augmentation.crop * shrink == pytest.approx(usual.augmentation.crop, rel=0.07)
+    assert fast.epochs == usual.epochs
