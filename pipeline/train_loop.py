@@ -108,10 +108,11 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     began, epochs_began = time.monotonic(), first
     for epoch in range(first, recipe.epochs):
         torch.manual_seed(config.seed * 1_000_003 + epoch * world + rank)  # dropout
+        epoch_began = time.monotonic()
         loss = _train_epoch(parallel, net, averaged, optimizer, schedule, batches, config, epoch, device)
+        now: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": time.monotonic() - epoch_began}
         seconds = time.monotonic() - began
         samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
-        now: dict[str, Any] = {"epoch": epoch + 1, "loss": loss}
         last = epoch + 1 == recipe.epochs
         if config.validation and (last or (epoch + 1) % VALIDATE_EVERY == 0):
             now |= _validate(averaged.module if averaged else net, config, rank, world, device)

@@ -134,30 +134,31 @@ def crops(the_plan: Plan, recipe: Recipe, seed: int, epochs: range, cpus: float)
         order = np.random.default_rng([seed, one_pass]).permutation(len(shards))
         items += [{"pass": one_pass, "shard": shards[index]} for index in order]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        partial(
-            _crop_shard,
-            held_out=frozenset(the_plan.validation),
-            copies=the_plan.copies,
-            recipe=recipe,
-            seed=seed,
-        ),
+        partial(_crop_shard, the_plan=the_plan, recipe=recipe, seed=seed),
         batch_size=1,
         num_cpus=cpus,
     )
 
 
 def _crop_shard(
-    item: dict[str, np.ndarray], held_out: frozenset[str], copies: dict[str, int], recipe: Recipe, seed: int
+    item: dict[str, np.ndarray], the_plan: Plan, recipe: Recipe, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    one_pass = int(item["pass"][0])
-    for index, row in enumerate(read_shard(str(item["shard"][0])).to_pylist()):
+    yield from crops_of(str(item["shard"][0]), int(item["pass"][0]), the_plan, recipe, seed)
+
+
+def crops_of(
+    shard: str, one_pass: int, the_plan: Plan, recipe: Recipe, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the crops of one shard in one pass, those of a patch together; see ``crops``."""
+    held_out = set(the_plan.validation)
+    for index, row in enumerate(read_shard(shard).to_pylist()):
         if row["photo"] in held_out:
             continue
         image, mask = decode_patch(row)
         key = hashlib.sha256(f"{row['photo']}/{row['left']}/{row['top']}/{row['width']}/{index}".encode())
         entropy = int.from_bytes(key.digest()[:8], "big")
         made = []
-        for copy in range(copies[row["kind"]]):
+        for copy in range(the_plan.copies[row["kind"]]):
             rng = np.random.default_rng([seed, one_pass, copy, entropy])
             crop, crop_mask, kind = random_crop(image, mask, row["kind"], recipe.augmentation, rng)
             truth = (crop_mask > 0).astype(np.uint8)

@@ -15,7 +15,7 @@ from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
-from pipeline.training import _crop_shard, initial_network, passes, plan, validation_photos
+from pipeline.training import Plan, crops_of, initial_network, passes, plan, validation_photos
 
 
 def png(array: np.ndarray) -> bytes:
@@ -114,8 +114,16 @@ def test_an_unfinished_patch_dataset_is_refused(tmp_path: Path) -> None:
 
 def crop_all(folder: str, held_out: frozenset[str], epoch: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
     recipe = replace(paper(), augmentation=replace(paper().augmentation, crop=48))
-    item = {"pass": np.array([epoch]), "shard": np.array([f"{folder}/shard-00000.parquet"])}
-    return list(_crop_shard(item, held_out, {"motion": 2, "defocus": 1}, recipe, seed))
+    the_plan = Plan(
+        shards=(f"{folder}/shard-00000.parquet",),
+        validation=tuple(held_out),
+        copies={"motion": 2, "defocus": 1},
+        crops_per_pass=1,
+        crops_per_epoch=1,
+        photos=1,
+        patches=1,
+    )
+    return list(crops_of(the_plan.shards[0], epoch, the_plan, recipe, seed))
 
 
 def test_crops_leave_out_what_validates_and_repeat_what_is_rare(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""How an audit grows: ``python -m benchmarks.growth`` (a quick look: ``--photos 100``).
+
+Photos a second against detectors, node processes, the photos' size and the photos of a block, one changed at
+a time; all on this machine's cores, so more workers and nodes share them. Rates as in
+``benchmarks.throughput``. Writes results/growth.csv and results/growth.svg.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import altair as alt
+import fsspec
+import tyro
+from ray.cluster_utils import Cluster
+
+from benchmarks.command import RESULTS, write_csv
+from benchmarks.deltalog import DeltaLog
+from benchmarks.photos import large_photos
+
+# Logical CPUs of all nodes together, as a local audit has them.
+CPUS = max(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Audit folders of photos in different ways."""
+
+    photos: int = 600
+    """Photos of 3 megapixels; of larger ones fewer."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to audit."""
+
+    workers: int = 1
+    nodes: int = 1
+    megapixels: int = 3
+    block: int = 32
+
+
+USUAL = Point()
+AXES = {
+    "workers": (USUAL, Point(workers=2)),
+    "nodes": (USUAL, Point(nodes=2, workers=2), Point(nodes=4, workers=4)),
+    "megapixels": (USUAL, Point(megapixels=12), Point(megapixels=48)),
+    "block": (Point(block=8), USUAL, Point(block=128)),
+}
+
+
+def rate(point: Point, folder: Path, photos: int) -> float:
+    """Photos a second between the first commit and the last."""
+    count = photos * 3 // point.megapixels
+    archive = folder / f"{point.megapixels}"
+    if not archive.exists():
+        archive.mkdir()
+        originals = large_photos(point.megapixels)
+        for number in range(count):
+            (archive / f"{number:05d}.jpg").write_bytes(originals[number % len(originals)])
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        # The size of a block is no option: nobody but this benchmark asks for another one.
+        code = f"from pipeline import execution; execution.PHOTOS_PER_BLOCK = {point.block}; "
+        code += f"import sys; from jobs.audit import main; sys.exit(main({[str(archive), '--out', out]!r}"
+        code += f" + ['--workers', '{point.workers}']))"
+        environment = dict(os.environ)
+        cluster = None
+        if point.nodes > 1:
+            environment["RAY_AUTH_MODE"] = os.environ["RAY_AUTH_MODE"] = "disabled"
+            cluster = Cluster()
+            for _ in range(point.nodes):
+                cluster.add_node(num_cpus=CPUS // point.nodes)
+            environment["RAY_ADDRESS"] = cluster.address
+        try:
+            command = [sys.executable, "-c", code]
+            subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+        finally:
+            if cluster is not None:
+                cluster.shutdown()
+        log = DeltaLog(fsspec.filesystem("file"), f"{out}/table")
+        log.read_new()
+    grown = [(at, rows) for at, rows in log.grown if rows]
+    first, early = grown[0]
+    last, all_rows = next(entry for entry in grown if entry[1] == grown[-1][1])
+    assert all_rows == count
+    return (all_rows - early) / (last - first)
+
+
+def main() -> int:
+    """Write results/growth.csv and its picture."""
+    settings = tyro.cli(Settings, description=__doc__)
+    rates: dict[Point, float] = {}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for axis, points in AXES.items():
+            for point in points:
+                if point not in rates:
+                    rates[point] = rate(point, Path(folder), settings.photos)
+                found = {"axis": axis, **vars(point), "photos_per_second": f"{rates[point]:.2f}"}
+                print(found, file=sys.stderr)
+                rows.append(found)
+    write_csv("growth", rows)
+    points_of = [
+        {
+            "axis": row["axis"],
+            "value": str(row[str(row["axis"])]),
+            "photos a second": row["photos_per_second"],
+        }
+        for row in rows
+    ]
+    chart = alt.Chart(alt.Data(values=points_of)).mark_bar()
+    chart.encode(
+        x=alt.X("value:N", title=None, sort=None),
+        y="photos a second:Q",
+        column=alt.Column("axis:N", sort=None),
+    ).resolve_scale(x="independent").save(RESULTS / "growth.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
