@@ -1,7 +1,7 @@
 """BDNet: the blurred pixels of a photo. One photo at a time; never imports ray.
 
 >>> import bdnet
->>> detection = bdnet.load("bdnet-resnet18").detect("photo.jpg")
+>>> detection = bdnet.load("bdnet-topdown").detect("photo.jpg")
 >>> detection.blurred_fraction, detection.blur_kind, detection.focus
 """
 

@@ -22,7 +22,7 @@ from bdnet.networks import build
 from bdnet.photo import decode
 from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE, normalize
 
-DEFAULT_MODEL = "bdnet-resnet18"
+DEFAULT_MODEL = "bdnet-topdown"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 # Photos that the network is given at once. On a CPU its largest features, 9 MB a photo, then stay in memory
@@ -192,7 +192,7 @@ def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = N
     """Load a shipped model by name, or any model by folder or fsspec URI.
 
     Args:
-        name_or_uri: for example ``bdnet-resnet18`` or ``s3://bucket/models/mine``.
+        name_or_uri: for example ``bdnet-topdown`` or ``s3://bucket/models/mine``.
         device: CUDA where there is one, else the CPU.
 
     Raises:

@@ -21,7 +21,7 @@ class Settings:
     out: str
     """Folder or URI for result.json and photos.parquet."""
     model: str | None = None
-    """Shipped model's name, or a model's folder or URI. Without --maps the default is bdnet-resnet18."""
+    """Shipped model's name, or a model's folder or URI. Without --maps the default is bdnet-topdown."""
     maps: str | None = None
     """Folder or URI of soft maps NAME.png (grey, high = blurred) to score in place of a model."""
     split: str = "test"

@@ -1,4 +1,4 @@
-"""Train BDNet on a patch dataset: ``python -m jobs.train PATCHES --out URI --arch bdnet-resnet18``."""
+"""Train BDNet on a patch dataset: ``python -m jobs.train PATCHES --out URI --arch bdnet-topdown``."""
 
 import shlex
 import sys

@@ -1,15 +1,22 @@
-"""The shipped model scores what its card says, and its card says how it was made."""
+"""The shipped models score what their cards say, and the cards say how they were made."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 
 from bdnet import Model, load
 from bdnet.metrics import confusion, scores
+from bdnet.model import shipped_models
+from bdnet.photo import decode
+
+
+@pytest.fixture(scope="module", params=shipped_models())
+def shipped(request: pytest.FixtureRequest) -> Model:
+    return load(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -21,32 +28,31 @@ def index(data_dir: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((data_dir / "blurraw/index.csv").open()))
 
 
-def test_the_card_tells_data_terms_command_recipe_and_scores(model: Model) -> None:
-    card = model.card
+def test_the_card_tells_data_terms_command_recipe_and_scores(shipped: Model) -> None:
+    card = shipped.card
     assert "given for research" in card.data["terms"]
     assert card.training["command"].startswith("python -m jobs.train ")
     assert card.training["recipe"]["name"] == "default"
     assert card.scores["test"]["mean_iou"] >= 0.80
-    assert card.scores["validation"]["val_mean_iou"] > 0.5
 
 
 @pytest.mark.data
-def test_it_was_validated_on_training_photos_alone(model: Model, data_dir: Path) -> None:
+def test_it_was_validated_on_training_photos_or_none(shipped: Model, data_dir: Path) -> None:
     split = {row["name"]: row["split"] for row in index(data_dir)}
-    assert {split[name] for name in model.card.data["validation_photos"]} == {"train"}
+    assert {split[name] for name in shipped.card.data["validation_photos"]} <= {"train"}
 
 
 @pytest.mark.data
-def test_its_score_on_the_test_photos_is_the_one_of_its_card(model: Model, data_dir: Path) -> None:
+def test_its_score_on_the_test_photos_is_the_one_of_its_card(shipped: Model, data_dir: Path) -> None:
     matrix = np.zeros((2, 2), np.int64)
     for row in index(data_dir):
         if row["split"] == "test":
             photo = np.array(Image.open(data_dir / f"blurraw/images/{row['name']}.jpg").convert("RGB"))
             mask = np.array(Image.open(data_dir / f"blurraw/masks/{row['name']}.png")) > 0
-            matrix += confusion(model.probability(photo) >= 0.5, mask)
+            matrix += confusion(shipped.probability(photo) >= 0.5, mask)
     measured = scores(matrix)["mean_iou"]
-    # A processor without bf16 computes in fp32, which is a little lower: benchmarks/results/precision.csv.
-    assert measured == pytest.approx(model.card.scores["test"]["mean_iou"], abs=0.002)
+    # A processor without bf16 computes in fp32: benchmarks/results/precision.csv.
+    assert measured == pytest.approx(shipped.card.scores["test"]["mean_iou"], abs=0.002)
 
 
 @pytest.mark.data
@@ -54,3 +60,18 @@ def test_the_blurred_fraction_tells_blurred_photos_from_sharp_ones(model: Model,
     photos = sorted((data_dir / "archive").glob("*.jpg"))
     fractions = [model.detect(photo).blurred_fraction for photo in photos]
     assert roc_auc_score([not photo.stem.endswith("_S") for photo in photos], fractions) >= 0.98
+
+
+@pytest.mark.data
+def test_decoding_at_a_reduced_scale_does_not_change_what_is_blurred(model: Model, data_dir: Path) -> None:
+    sharp = sorted((data_dir / "archive").glob("*_S.jpg"))  # blurred ones are blurred all over
+    assert sharp
+    for path in sharp:
+        reduced = decode(path.read_bytes()).pixels
+        assert reduced is not None
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        size = (reduced.shape[1], reduced.shape[0])
+        whole = np.array(upright.resize(size, Image.Resampling.BICUBIC))
+        fractions = [(model.probability(pixels) >= 0.5).mean() for pixels in (reduced, whole)]
+        assert abs(fractions[0] - fractions[1]) < 0.01, path.name

@@ -8,7 +8,7 @@ from jobs import audit, evaluate, prepare, report, train
 COMMANDS = {
     audit: {
         "--out": None,
-        "--model": "bdnet-resnet18",
+        "--model": "bdnet-topdown",
         "--working-size": "None",
         "--masks": "table",
         "--limit": "None",
