@@ -237,7 +237,7 @@ def test_a_shipped_model_is_found_by_name_and_detects_in_three_lines(saved, tmp_
 
 def test_the_default_model_is_shipped_whole_and_small():
     model = load(DEFAULT_MODEL, "cpu")
-    assert model.card.arch == ARCH
+    assert model.card.arch == DEFAULT_MODEL
     assert len(models.read_folder(DEFAULT_MODEL)[0]) <= 25 * 2**20
     assert model.detect(jpeg()).mask.shape == (64, 96)
 
