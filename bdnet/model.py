@@ -27,7 +27,7 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 # Photos that the network is given at once. On a CPU its largest features, 9 MB a photo, then stay in memory
 # that malloc keeps; with eight photos each is mapped anew, which takes the stem twice as long.
-BATCHES = {"cpu": 2, "cuda": 16}
+CPU_BATCH, GPU_BATCH = 2, 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Model:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = card
         self.dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
-        self.batch = BATCHES[self.device.type]
+        self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         self.fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.fused:
@@ -86,7 +86,7 @@ class Model:
 
     def _upload(self, images: Tensor) -> Tensor:
         if self.copies is None:
-            return images
+            return images.to(self.device)
         with torch.cuda.stream(self.copies):
             uploaded = images.pin_memory().to(self.device, non_blocking=True)
         compute = torch.cuda.current_stream(self.device)

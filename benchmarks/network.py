@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet.engine import optimize
-from bdnet.model import BATCHES, has_fast_bfloat16
+from bdnet.model import CPU_BATCH, has_fast_bfloat16
 from bdnet.networks import build
 from bdnet.preprocess import normalize
 from benchmarks.command import write_csv
@@ -57,18 +57,17 @@ def ways(net: nn.Module, compiled: bool) -> dict[str, tuple[int, Callable[[Tenso
 
         return logits
 
-    batch = BATCHES["cpu"]
     found = {
         "eager fp32": (EAGER_BATCH, autocast(plain, torch.float32)),
-        "fused fp32": (batch, fused(torch.float32)),
+        "fused fp32": (CPU_BATCH, fused(torch.float32)),
     }
     if has_fast_bfloat16(torch.device("cpu")):
         found["eager bf16"] = (EAGER_BATCH, autocast(plain, torch.bfloat16))
         found["fused bf16, 8 at a time"] = (EAGER_BATCH, fused(torch.bfloat16))
-        found["fused bf16"] = (batch, fused(torch.bfloat16))
+        found["fused bf16"] = (CPU_BATCH, fused(torch.bfloat16))
         if compiled:
             best = torch.compile(plain, dynamic=False, options={"freezing": True})
-            found["compiled bf16"] = (batch, autocast(best, torch.bfloat16))
+            found["compiled bf16"] = (CPU_BATCH, autocast(best, torch.bfloat16))
     return found
 
 
