@@ -26,7 +26,7 @@ DEFAULT_MODEL = "bdnet-topdown"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 # Photos that the network is given at once. On a CPU its largest features, 9 MB a photo, then stay in memory
-# that malloc keeps; with eight photos each is mapped anew, which takes the stem twice as long.
+# that malloc keeps; with eight photos each is mapped anew.
 CPU_BATCH, GPU_BATCH = 2, 16
 
 
