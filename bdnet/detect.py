@@ -107,7 +107,7 @@ def largest_sharp_fraction(mask: np.ndarray) -> float:
 
 def mean_entropy(probability: np.ndarray) -> float:
     """Mean binary entropy of the pixels, in bits: 0 = sure everywhere, 1 = knows nothing."""
-    # In float32, a sixteenth of the time of float64 and the same to seven digits.
+    # In float32: far cheaper than in float64, and the same to six digits.
     bits = np.zeros_like(probability)
     for p in (probability, 1 - probability):
         bits -= p * np.log2(np.maximum(p, np.float32(1e-30)))

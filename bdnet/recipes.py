@@ -84,7 +84,7 @@ def default() -> Recipe:
 
 
 def fast() -> Recipe:
-    """The default's for photos of 352 pixels, of which the same network does three in the time of one."""
+    """The default's for photos of 352 pixels: under a third of the multiplications of 640."""
     recipe, working_size = default(), 352
     shrink = WORKING_SIZE / working_size
     low, high = recipe.augmentation.scale

@@ -235,7 +235,7 @@ class Run:
 
     def seconds_since_commit(self, until: float) -> float:
         """Time before ``until`` that gave no row: since the log's last commit, or since this run's start."""
-        return max(0.0, until - max([self.began, *self.archive.log.commits[-1:]]))
+        return max(0.0, until - max([self.began, *(at for at, _ in self.archive.log.grown[-1:])]))
 
 
 def _text(path: str) -> str:

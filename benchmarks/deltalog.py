@@ -19,9 +19,7 @@ class DeltaLog:
     rows: int = 0
     # Files of new data in the order of their commits.
     added: list[str] = field(default_factory=list)
-    # When each commit was made, in seconds since 1970.
-    commits: list[float] = field(default_factory=list)
-    # The same times, each with the rows that the table had from then on.
+    # When each commit was made, in seconds since 1970, and the rows that the table had from then on.
     grown: list[tuple[float, int]] = field(default_factory=list)
 
     def read_new(self) -> int:
@@ -34,12 +32,18 @@ class DeltaLog:
             except FileNotFoundError:
                 return self.version - before
             self.version += 1
-            self.commits += [a["commitInfo"]["timestamp"] / 1000 for a in actions if "commitInfo" in a]
             for add in (action["add"] for action in actions if "add" in action):
                 rows = json.loads(add["stats"])["numRecords"]
                 self.files[add["path"]] = rows
                 if add["dataChange"]:
                     self.rows += rows
                     self.added.append(add["path"])
-            if self.commits:
-                self.grown.append((self.commits[-1], self.rows))
+            made = (a["commitInfo"]["timestamp"] / 1000 for a in actions if "commitInfo" in a)
+            self.grown += [(at, self.rows) for at in made]
+
+
+def steady_rate(grown: list[tuple[float, int]]) -> float:
+    """Rows a second from the first ones to the last: neither start-up nor the joining of small files."""
+    (first, early), rows = grown[0], grown[-1][1]
+    last = next(at for at, so_far in grown if so_far == rows)
+    return (rows - early) / (last - first)

@@ -18,8 +18,8 @@ import tyro
 from ray.cluster_utils import Cluster
 
 from benchmarks.command import RESULTS, write_csv
-from benchmarks.deltalog import DeltaLog
-from benchmarks.photos import large_photos
+from benchmarks.deltalog import DeltaLog, steady_rate
+from benchmarks.photos import large_photos, write_copies
 
 # Logical CPUs of all nodes together, as a local audit has them.
 CPUS = max(4, os.cpu_count() or 1)
@@ -57,10 +57,7 @@ def rate(point: Point, folder: Path, photos: int) -> float:
     count = photos * 3 // point.megapixels
     archive = folder / f"{point.megapixels}"
     if not archive.exists():
-        archive.mkdir()
-        originals = large_photos(point.megapixels)
-        for number in range(count):
-            (archive / f"{number:05d}.jpg").write_bytes(originals[number % len(originals)])
+        write_copies(archive, large_photos(point.megapixels), count)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         # The size of a block is no option: nobody but this benchmark asks for another one.
         code = f"from pipeline import execution; execution.PHOTOS_PER_BLOCK = {point.block}; "
@@ -83,10 +80,8 @@ def rate(point: Point, folder: Path, photos: int) -> float:
         log = DeltaLog(fsspec.filesystem("file"), f"{out}/table")
         log.read_new()
     grown = [(at, rows) for at, rows in log.grown if rows]
-    first, early = grown[0]
-    last, all_rows = next(entry for entry in grown if entry[1] == grown[-1][1])
-    assert all_rows == count
-    return (all_rows - early) / (last - first)
+    assert grown[-1][1] == count
+    return steady_rate(grown)
 
 
 def main() -> int:

@@ -53,12 +53,10 @@ class Predictor:
     def __init__(self) -> None:
         import torch
 
-        import bdnet
         from bdnet.model import DEFAULT_MODEL, read_card
         from bdnet.networks import build
 
         torch.set_num_threads(CORES)
-        assert bdnet.__name__
         self.net = build(read_card(DEFAULT_MODEL).arch).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.command import write_csv
-from benchmarks.photos import large_photos
+from benchmarks.photos import large_photos, write_copies
 
 ROUNDS = 3
 
@@ -35,12 +35,6 @@ class Peer:
 
 PEERS = (
     Peer("jobs.audit", ("jobs.audit", "{folder}", "--out", "{out}"), 100, 500),
-    Peer(
-        "jobs.audit, bdnet-fast",
-        ("jobs.audit", "{folder}", "--out", "{out}", "--model", "bdnet-fast"),
-        100,
-        900,
-    ),
     Peer("CleanVision", ("benchmarks.peer", "cleanvision", "{folder}"), 100, 500),
     Peer("variance of the Laplacian", ("benchmarks.peer", "laplacian", "{folder}"), 100, 500),
     Peer("Ray's batch inference recipe, eager", ("benchmarks.peer", "ray_recipe", "{folder}"), 100, 300),
@@ -62,9 +56,7 @@ def seconds(peer: Peer, photos: list[bytes], count: int) -> float:
     """How long a peer takes for so many photos, start-up included."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "photos")
-        folder.mkdir()
-        for number in range(count):
-            (folder / f"{number:05d}.jpg").write_bytes(photos[number % len(photos)])
+        write_copies(folder, photos, count)
         command = [part.format(folder=folder, out=Path(scratch, "out")) for part in peer.command]
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -48,3 +49,10 @@ def large_photos(megapixels: int) -> list[bytes]:
         larger.save(buffer, "JPEG", quality=90)
         photos.append(buffer.getvalue())
     return photos
+
+
+def write_copies(folder: Path, photos: list[bytes], count: int) -> None:
+    """Make a folder of ``count`` files from these photos, each as often as the others."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:05d}.jpg").write_bytes(photos[number % len(photos)])

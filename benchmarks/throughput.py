@@ -18,8 +18,8 @@ import tyro
 
 from bdnet.model import DEFAULT_MODEL
 from benchmarks.command import run, write_csv
-from benchmarks.deltalog import DeltaLog
-from benchmarks.photos import large_photos
+from benchmarks.deltalog import DeltaLog, steady_rate
+from benchmarks.photos import large_photos, write_copies
 from infra.s3_server import fill, s3_server
 
 SOURCE = "s3://photos/archive"
@@ -60,10 +60,7 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "archive")
-        archive.mkdir()
-        photos = large_photos(MEGAPIXELS)
-        for number in range(settings.photos):
-            (archive / f"{number:05d}.jpg").write_bytes(photos[number % len(photos)])
+        write_copies(archive, large_photos(MEGAPIXELS), settings.photos)
         with s3_server(Path(folder, "server"), ["photos", "out"]) as server:
             os.environ.update(server.environment())
             fill(server, archive, SOURCE)
@@ -71,13 +68,11 @@ def main() -> int:
                 for name, runner in RUNNERS.items():
                     began = time.time()
                     times = runner(settings.model, f"s3://out/{name.replace(' ', '-')}-{number}")
-                    first, early = times[0]
-                    # Joining small files comes after the last row.
-                    last, all_rows = next(entry for entry in times if entry[1] == times[-1][1])
-                    assert all_rows == settings.photos
-                    row = {"runner": name, "round": number, "model": settings.model, "photos": all_rows}
-                    row |= {"megapixels": MEGAPIXELS, "first_rows_s": f"{first - began:.1f}"}
-                    row |= {"photos_per_second": f"{(all_rows - early) / (last - first):.2f}"}
+                    assert times[-1][1] == settings.photos
+                    row = {"runner": name, "round": number, "model": settings.model}
+                    row |= {"photos": settings.photos, "megapixels": MEGAPIXELS}
+                    row |= {"first_rows_s": f"{times[0][0] - began:.1f}"}
+                    row |= {"photos_per_second": f"{steady_rate(times):.2f}"}
                     rows.append(row)
                     print(row, file=sys.stderr)
     write_csv("throughput", [*rows, *_medians(rows)])

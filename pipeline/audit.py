@@ -146,7 +146,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
         "by_verdict": dict(outcome.by_verdict),
         "seconds": round(seconds, 2),
         "photos_per_second": round(outcome.photos / seconds, 2),
-        "step_seconds": {step: round(seconds, 2) for step, seconds in outcome.seconds.items()},
+        "step_seconds": {step: round(seconds, 3) for step, seconds in outcome.seconds.items()},
         "bound_by": outcome.bound_by(),
     }
 

@@ -82,6 +82,13 @@ def work_off(
     outcome, photos = Outcome(), sum(to_do.values())
     progress = Progress("photos", photos)
     committers = {"table": table, "failures": failures}
+
+    def commit(if_due: bool) -> None:
+        began = time.monotonic()
+        for committer in committers.values():
+            committer.flush(if_due=if_due)
+        outcome.seconds["commit"] += time.monotonic() - began
+
     with _sigterm_noted() as told_to_end:
         for window in _windows(to_do):
             with contextlib.closing(stream(_steps(window, plan))) as written:
@@ -98,18 +105,14 @@ def work_off(
                             outcome.photos += staged.rows
                             progress.add(staged.rows)
                         check_lock()
-                        began = time.monotonic()
-                        for committer in committers.values():
-                            committer.flush(if_due=True)
-                        outcome.seconds["commit"] += time.monotonic() - began
+                        commit(if_due=True)
                         _check_denied(outcome, photos, plan.max_denied)
                         if told_to_end.lasts() > GRACE_SECONDS:
                             raise OSError("told to end (SIGTERM); what was staged is committed, run it again")
                 finally:
                     # Also when a step fails: what is staged and known here is not done twice.
                     check_lock()
-                    for committer in committers.values():
-                        committer.flush()
+                    commit(if_due=False)
     progress.close()
     # By row, never by block: every photo of the to-do has its answer.
     if outcome.photos != photos:

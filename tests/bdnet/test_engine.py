@@ -72,7 +72,8 @@ def test_the_network_itself_stays_as_it_was() -> None:
 
 @pytest.mark.data
 @pytest.mark.skipif(not has_fast_bfloat16(torch.device("cpu")), reason="computes in fp32 here")
-def test_in_bf16_the_photos_held_out_score_as_the_network_does_in_fp32(data_dir: Path) -> None:
+def test_in_bf16_photos_are_marked_as_by_the_network_in_fp32(data_dir: Path) -> None:
+    # Photos that it learned from: this compares arithmetic and says nothing of accuracy.
     weights, card = read_folder(DEFAULT_MODEL)
     net = build(card.arch).eval()
     net.load_state_dict({k: v.float() for k, v in read_weights(weights).items()}, strict=False)
