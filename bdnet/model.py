@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bdnet.card import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, Card, read_folder
 from bdnet.detect import Detection, measure
 from bdnet.engine import optimize
 from bdnet.networks import build
 from bdnet.photo import decode
-from bdnet.preprocess import PREPROCESSING_VERSION, WORKING_SIZE, normalize
+from bdnet.preprocess import normalize
 
-DEFAULT_MODEL = "bdnet-topdown"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "card.json"
 # Photos that the network is given at once. On a CPU its largest features, 9 MB a photo, then stay in memory
 # that malloc keeps; with eight photos each is mapped anew.
 CPU_BATCH, GPU_BATCH = 2, 16
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model is, where it came from and what it scored."""
-
-    arch: str
-    digest: str  # sha256 of model.safetensors
-    working_size: int = WORKING_SIZE
-    preprocessing: str = PREPROCESSING_VERSION
-    # Logits are divided by it: above 1 the network was surer than it was right. Masks don't change.
-    temperature: float = 1.0
-    data: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, Any] = field(default_factory=dict)
 
 
 class Model:
@@ -61,7 +43,7 @@ class Model:
             # Two calls: torch's own types know no call with both.
             self.net = net.eval().to(self.device).to(memory_format=torch.channels_last)
 
-    def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Detect blur in a batch of equal shape.
 
         Args:
@@ -73,12 +55,12 @@ class Model:
         """
         return next(self.predict_all([images]))
 
-    def predict_all(self, batches: Iterable[Tensor]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def predict_all(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """``predict`` for batch after batch: a GPU computes one while the next is copied to it, and while the
         caller works on the one before."""
         started: tuple[Tensor, Tensor | None] | None = None
         for images in batches:
-            before, started = started, self._start(self._upload(images))
+            before, started = started, self._start(self._upload(torch.from_numpy(images)))
             if before is not None:
                 yield _fetched(before)
         if started is not None:
@@ -111,7 +93,7 @@ class Model:
 
     def probability(self, pixels: np.ndarray) -> np.ndarray:
         """Probability that each pixel is blurred, float32 H×W, for one photo uint8 H×W×3."""
-        return self.predict(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None])[0][0]
+        return self.predict(np.require(pixels, requirements=["C", "W"])[None])[0][0]
 
     def detect(self, photo: str | os.PathLike[str] | bytes, working_size: int | None = None) -> Detection:
         """Detect blur in one photo, a path or its bytes, upright and at working size.
@@ -124,7 +106,7 @@ class Model:
         if decoded.pixels is None:
             name = "the photo" if isinstance(photo, bytes) else os.fspath(photo)
             raise ValueError(f"{name} is {decoded.status}: {decoded.error}")
-        probability, kinds = self.predict(torch.from_numpy(decoded.pixels)[None])
+        probability, kinds = self.predict(decoded.pixels[None])
         kind = None if kinds is None else kinds[0]
         return measure(probability[0], kind, decoded.capture.subject_area)
 
@@ -141,53 +123,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
 
 
-def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
-    """Read the weights' bytes and the card of a shipped model's name, a folder or an fsspec URI.
-
-    Raises:
-        ValueError: there is no model, or its weights are not those that the card describes.
-    """
-    shipped = resources.files("bdnet") / "models" / name_or_uri
-    if "/" not in name_or_uri and (shipped / CARD_FILE).is_file():
-        weights, card_text = (shipped / WEIGHTS_FILE).read_bytes(), (shipped / CARD_FILE).read_text()
-    else:
-        fs, path = fsspec.core.url_to_fs(name_or_uri)
-        try:
-            weights = fs.cat_file(f"{path}/{WEIGHTS_FILE}")
-            card_text = fs.cat_file(f"{path}/{CARD_FILE}").decode()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ValueError(
-                f"no model at {name_or_uri}: expected {WEIGHTS_FILE} and {CARD_FILE} there, or the name of a "
-                f"shipped model ({', '.join(shipped_models())})"
-            ) from error
-    try:
-        card = Card(**json.loads(card_text))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or "
-            "install the bdnet that wrote it"
-        ) from error
-    if hashlib.sha256(weights).hexdigest() != card.digest:
-        raise ValueError(f"{name_or_uri}: {WEIGHTS_FILE} is not the one its card describes; copy both again")
-    if card.preprocessing != PREPROCESSING_VERSION:
-        raise ValueError(
-            f"{name_or_uri} expects preprocessing {card.preprocessing}, this bdnet has "
-            f"{PREPROCESSING_VERSION}; install the bdnet it was trained with or train it again"
-        )
-    return weights, card
-
-
-def shipped_models() -> list[str]:
-    """Names of the models that come with bdnet."""
-    folder = resources.files("bdnet") / "models"
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-
-
-def read_card(name_or_uri: str = DEFAULT_MODEL) -> Card:
-    """Read and check a model's card without building the network."""
-    return read_folder(name_or_uri)[1]
-
-
 def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = None) -> Model:
     """Load a shipped model by name, or any model by folder or fsspec URI.
 
@@ -198,6 +133,12 @@ def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = N
     Raises:
         ValueError: there is no model, or weights, card and this bdnet don't belong together.
     """
+    net, card = read_network(name_or_uri)
+    return Model(net, card, device)
+
+
+def read_network(name_or_uri: str) -> tuple[nn.Module, Card]:
+    """Read a model's network as it was trained, in fp32 on the CPU; arguments and errors as ``load``."""
     weights, card = read_folder(name_or_uri)
     net = build(card.arch)
     try:
@@ -208,7 +149,7 @@ def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = N
             f"{name_or_uri}: {WEIGHTS_FILE} doesn't hold the weights of {card.arch}, which its card names; "
             "copy both again"
         ) from error
-    return Model(net, card, device)
+    return net, card
 
 
 def save(net: nn.Module, folder: str, card: dict[str, Any]) -> Card:

@@ -1,8 +1,11 @@
 """What every network of this package says of a batch of photos."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # the kinds' names are needed where nothing else of torch is
+    from torch import Tensor
 
 CLASSES = 2  # sharp, blurred
 BLUR_KINDS = ("motion", "defocus")

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-PREPROCESSING_VERSION = "1"
-WORKING_SIZE = 640  # long side, pixels
-
 # ImageNet's channel mean and standard deviation, which the encoder's weights expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

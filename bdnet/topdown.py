@@ -62,18 +62,26 @@ class Context(nn.Module):
 
 
 class TopDown(nn.Module):
-    """Class scores of every pixel and of the photo's kind of blur."""
+    """Class scores of every pixel and of the photo's kind of blur.
 
-    def __init__(self, encoder: str = "resnet18") -> None:
+    Args:
+        encoder: name in ``ENCODERS``.
+        pool: stride of the pooling after the stem. With 4 instead of ResNet's 2 all that follows costs a
+            quarter, at half the resolution, while the stem, where blur is seen first, keeps its own.
+    """
+
+    def __init__(self, encoder: str = "resnet18", pool: int = 2) -> None:
         super().__init__()
         stem, *levels = ENCODERS[encoder].channels[:-1]
         # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
         self.encoder = ResNetEncoder(encoder, stages=3)
+        if pool != 2:
+            self.encoder.maxpool = nn.MaxPool2d(kernel_size=pool + 1, stride=pool, padding=pool // 2)
         self.deep = nn.Sequential(conv(levels[-1], DEEP, stride=2), Residual(DEEP, 1), Residual(DEEP, 2))
         self.context = Context(DEEP, WIDTH)
         self.laterals = nn.ModuleList(conv(channels, WIDTH, kernel=1) for channels in levels)
         self.smooths = nn.ModuleList(nn.Sequential(conv(WIDTH, WIDTH), conv(WIDTH, WIDTH)) for _ in levels)
-        self.sides = nn.ModuleList(score(WIDTH) for _ in levels)  # strides 8, 16, 32
+        self.sides = nn.ModuleList(score(WIDTH) for _ in levels)  # 4, 8 and 16 times the stem's stride
         self.score = nn.Sequential(nn.Dropout2d(0.1), score(WIDTH))
         self.stem_score = nn.Sequential(nn.BatchNorm2d(stem), score(stem))
         self.kind = nn.Linear(levels[-1] + WIDTH, len(BLUR_KINDS))
@@ -99,7 +107,7 @@ class TopDown(nn.Module):
         )
 
     def _kind(self, scores: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Kind of the blurred pixels alone: features of stride 16, averaged where blur was found."""
+        """Kind of the blurred pixels alone: features of the third level, averaged where blur was found."""
         blurred = torch.sigmoid(scores[:, 1:] - scores[:, :1]).detach()
         weight = functional.adaptive_avg_pool2d(blurred, (level.shape[-2], level.shape[-1])) + 1e-3
         features = torch.cat([level, context], dim=1) * weight

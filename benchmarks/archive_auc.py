@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from bdnet.model import shipped_models
+from bdnet.card import shipped_models
 from bdnet.photo import decode
 from benchmarks.command import data_folder, run, write_csv
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import bdnet
 from bdnet import metrics
-from bdnet.model import DEFAULT_MODEL
+from bdnet.card import DEFAULT_MODEL
 from bdnet.refine import crf
 from benchmarks.command import data_folder, write_csv
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair

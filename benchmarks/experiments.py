@@ -22,7 +22,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet import metrics
-from bdnet.model import Card, Model
+from bdnet.card import Card
+from bdnet.model import Model
 from bdnet.networks import build
 from bdnet.recipes import Recipe
 from benchmarks.command import data_folder, run
@@ -193,7 +194,7 @@ def cost_columns(arch: str) -> dict[str, str]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(photo)
     model = Model(build(arch), Card(arch=arch, digest=""), "cpu")
-    image = torch.randint(0, 256, (1, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
     seconds = []
     for _ in range(6):
         began = time.perf_counter()

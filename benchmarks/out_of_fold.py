@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
 from PIL import Image
 from scipy import optimize
@@ -87,7 +86,7 @@ def predict(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | 
     size = size_at(width, height, model.card.working_size)
     if size != (width, height):
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    probabilities, kinds = model.predict(torch.from_numpy(pixels.copy())[None])
+    probabilities, kinds = model.predict(pixels.copy()[None])
     probability = probabilities[0]
     if size != (width, height):
         whole = Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)

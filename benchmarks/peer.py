@@ -53,7 +53,7 @@ class Predictor:
     def __init__(self) -> None:
         import torch
 
-        from bdnet.model import DEFAULT_MODEL, read_card
+        from bdnet.card import DEFAULT_MODEL, read_card
         from bdnet.networks import build
 
         torch.set_num_threads(CORES)

@@ -20,8 +20,8 @@ import torch
 import tyro
 
 import bdnet
+from bdnet.card import DEFAULT_MODEL
 from bdnet.detect import measure
-from bdnet.model import DEFAULT_MODEL
 from bdnet.photo import Photo, decode
 from pipeline import storage
 from pipeline.execution import PHOTOS_PER_FILE
@@ -78,7 +78,7 @@ def main() -> int:
     written: list[tuple[float, int]] = []
 
     def detect(batch: list[tuple[str, np.ndarray]]) -> None:
-        probabilities, kinds = model.predict(torch.from_numpy(np.stack([pixels for _, pixels in batch])))
+        probabilities, kinds = model.predict(np.stack([pixels for _, pixels in batch]))
         for index, (uri, _) in enumerate(batch):
             detection = measure(probabilities[index], None if kinds is None else kinds[index])
             rows.append({"uri": uri, **measurements(detection)})

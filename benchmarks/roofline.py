@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from bdnet.model import DEFAULT_MODEL, read_card
+from bdnet.card import DEFAULT_MODEL, read_card
 from benchmarks.command import RESULTS, read_csv, write_csv
 
 MEGAPIXELS = "3"

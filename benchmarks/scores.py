@@ -9,7 +9,8 @@ import tempfile
 
 from sklearn.metrics import balanced_accuracy_score
 
-from bdnet.model import load, shipped_models
+from bdnet.card import shipped_models
+from bdnet.model import load
 from bdnet.output import BLUR_KINDS
 from benchmarks.command import data_folder, run, write_csv
 from benchmarks.out_of_fold import predict

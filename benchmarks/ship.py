@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import tyro
 
 import bdnet
+from bdnet.card import CARD_FILE, WEIGHTS_FILE, read_folder
 from bdnet.metrics import SCORES
-from bdnet.model import CARD_FILE, WEIGHTS_FILE, read_folder
 from benchmarks.command import data_folder, read_csv, run
 
 BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"

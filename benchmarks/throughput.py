@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 import tyro
 
-from bdnet.model import DEFAULT_MODEL
+from bdnet.card import DEFAULT_MODEL
 from benchmarks.command import run, write_csv
 from benchmarks.deltalog import DeltaLog, steady_rate
 from benchmarks.photos import large_photos, write_copies

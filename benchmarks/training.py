@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from bdnet.model import DEFAULT_MODEL, read_card
+from bdnet.card import DEFAULT_MODEL, read_card
 from bdnet.recipes import default
 from benchmarks.command import data_folder, run, write_csv
 from pipeline.training import plan

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bdnet.model import DEFAULT_MODEL, shipped_models
+from bdnet.card import DEFAULT_MODEL, shipped_models
 from jobs.command import UsageError, run
 from pipeline import storage
 from pipeline.audit import AuditSettings, audit, dry_run, new_run_id

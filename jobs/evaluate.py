@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bdnet.model import DEFAULT_MODEL
+from bdnet.card import DEFAULT_MODEL
 from bdnet.refine import Refinement
 from jobs.command import UsageError, run
 from pipeline.evaluation import Evaluation, Threshold, evaluate

@@ -24,9 +24,11 @@ class Settings:
     arch: str
     """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
     recipe: Literal["paper", "default", "fast"] = "default"
-    """paper: as published; default: what bdnet-topdown was made with; fast: for photos of 352 pixels."""
+    """paper: as published; default: what bdnet-topdown was made with; fast: bdnet-fast's, for photos of 512."""
     init: str = "imagenet"
-    """Encoder's start: imagenet (torchvision downloads it), none, or path or URI of a .safetensors file."""
+    """Start: the encoder from imagenet (torchvision downloads it) or from path or URI of a .safetensors file;
+    all of it from a trained model whose weights fit (shipped name, folder or URI; {fold} in it is the fold's
+    number); or none."""
     workers: int = 1
     """Data-parallel workers, each on a GPU where the cluster has them."""
     epochs: int | None = None

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import ray
 from deltalake.exceptions import DeltaError
 
-from bdnet.model import Card, read_card
+from bdnet.card import PREPROCESSING_VERSION, Card, read_card
 from bdnet.photo import DECODER_VERSION
-from bdnet.preprocess import PREPROCESSING_VERSION
 from pipeline import cluster, lock, storage
 from pipeline.execution import Outcome, Plan, work_off
 from pipeline.housekeeping import tidy

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import ray
 
 from bdnet import metrics
-from bdnet.model import read_card, shipped_models
+from bdnet.card import read_card, shipped_models
 from bdnet.refine import Refinement
 from pipeline import dataset, storage
 from pipeline.cluster import Shares, connect, off_gpu_nodes

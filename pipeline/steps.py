@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from PIL import Image
 
 from bdnet.detect import Detection, measure
 from bdnet.memory import MemoryBudget
-from bdnet.model import load
 from bdnet.photo import Limits, Photo, decode
 from pipeline import decoding, storage
 from pipeline.fetch import fetch
@@ -141,6 +139,11 @@ class Detector:
     """Holds the network once per process and measures decoded photos."""
 
     def __init__(self, model: str, digest: str, threads: int) -> None:
+        # Not above: the driver and the workers of the other steps do without torch.
+        import torch
+
+        from bdnet.model import load
+
         # Planned from logical CPUs, which may be more than the cores of this node.
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self._model = load(model)
@@ -177,11 +180,11 @@ class Detector:
         return pa.Table.from_pylist(rows, schema=_DETECTED)
 
 
-def _images(photos: Sequence[dict[str, Any]]) -> torch.Tensor:
+def _images(photos: Sequence[dict[str, Any]]) -> np.ndarray:
     """The pixels of photos of equal shape, uint8 N×H×W×3."""
     height, width = photos[0]["pixels_height"], photos[0]["pixels_width"]
     pixels = np.stack([np.frombuffer(row["pixels"], np.uint8) for row in photos])
-    return torch.from_numpy(pixels.reshape(len(photos), height, width, 3))
+    return pixels.reshape(len(photos), height, width, 3)
 
 
 def measurements(detection: Detection) -> dict[str, Any]:

@@ -19,9 +19,10 @@ import torch.distributed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from bdnet.card import Card
 from bdnet.losses import bdnet_loss
 from bdnet.metrics import scores
-from bdnet.model import Card, Model, has_fast_bfloat16
+from bdnet.model import Model, has_fast_bfloat16
 from bdnet.networks import build
 from bdnet.preprocess import normalize
 from bdnet.recipes import Recipe
@@ -35,7 +36,7 @@ VALIDATE_EVERY = 5  # epochs; the last one always
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Everything a worker needs. ``pretrained`` names the encoder's tensors that came from ImageNet."""
+    """Everything a worker needs. ``pretrained`` names the tensors that were trained before."""
 
     arch: str
     recipe: Recipe
@@ -139,13 +140,12 @@ def _batches(config: LoopConfig, world: int) -> Iterator[dict[str, torch.Tensor]
 
 def _optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     recipe = config.recipe
-    pretrained = {f"encoder.{name}" for name in config.pretrained}
     groups = []
-    for from_imagenet, rate in (
+    for pretrained, rate in (
         (True, recipe.learning_rate * recipe.pretrained_factor),
         (False, recipe.learning_rate),
     ):
-        chosen = [p for name, p in net.named_parameters() if (name in pretrained) == from_imagenet]
+        chosen = [p for name, p in net.named_parameters() if (name in config.pretrained) == pretrained]
         if not chosen:
             continue
         # Normalisations and biases are not decayed.

@@ -11,11 +11,11 @@ import json
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -29,6 +29,7 @@ from torch import nn
 
 from bdnet import model as models
 from bdnet.augment import random_crop
+from bdnet.card import read_card
 from bdnet.detect import DEFAULT_THRESHOLDS
 from bdnet.encoder import InitReport, load_imagenet, load_state
 from bdnet.losses import IGNORED_KIND
@@ -46,7 +47,8 @@ CROPS_AHEAD_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What to train and where. ``init`` is "imagenet", "none", or a path or URI of ResNet weights."""
+    """What to train and where. ``init`` is "imagenet", "none", a path or URI of an encoder's weights, or a
+    trained model."""
 
     patches: str
     out: str
@@ -168,27 +170,66 @@ def crops_of(
         yield {"image": np.stack(images), "mask": np.stack(masks), "kind": np.array(kinds, np.int64)}
 
 
-def initial_network(arch: str, init: str, seed: int = 0) -> tuple[nn.Module, InitReport | None]:
-    """Build the network and fill its encoder from ImageNet weights, a file, or not at all.
+class Start(NamedTuple):
+    """A network before its first step, the names of its tensors that were trained before, and by whom."""
+
+    net: nn.Module
+    pretrained: tuple[str, ...]
+    said: str
+
+
+def initial_network(arch: str, init: str, seed: int = 0) -> Start:
+    """Build the network and fill its encoder from ImageNet weights or a file, all of it from a trained model,
+    or nothing.
 
     Raises:
-        ValueError: the file is missing or doesn't fit.
+        ValueError: the weights are missing or don't fit.
     """
     torch.manual_seed(seed)  # what the initial weights leave out starts at random
     net = build(arch)
-    encoder = net.get_submodule("encoder")
     if init == "none":
-        return net, None
+        return Start(net, (), "from scratch")
     if init == "imagenet":
-        return net, load_imagenet(encoder)
+        return _encoder_filled(net, load_imagenet(net.get_submodule("encoder")))
     if not init.endswith(".safetensors"):
-        raise ValueError(f"{init}: give ImageNet weights as .safetensors under torchvision's names")
+        trained, card = models.read_network(init)
+        try:
+            net.load_state_dict(trained.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {init}, a {card.arch}, don't fit {arch}: give --arch {card.arch}, or weights"
+                " of an encoder as .safetensors"
+            ) from error
+        said = f"all weights of {init.rstrip('/').rsplit('/', 1)[-1]} ({card.digest[:12]})"
+        return Start(net, tuple(net.state_dict()), said)
     fs, path = fsspec.core.url_to_fs(init)
     try:
         state = safetensors.torch.load(fs.cat_file(path))
     except FileNotFoundError as error:
         raise ValueError(f"no weights at {init}; give a .safetensors file, imagenet or none") from error
-    return net, load_state(encoder, state, path.rsplit("/", 1)[-1])
+    return _encoder_filled(net, load_state(net.get_submodule("encoder"), state, path.rsplit("/", 1)[-1]))
+
+
+def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
+    return Start(net, tuple(f"encoder.{name}" for name in report.loaded), str(report))
+
+
+def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
+    """Refuse to begin with a model that was trained on photos of ``patches`` that validate now.
+
+    Raises:
+        ValueError: it was.
+    """
+    if init in ("none", "imagenet") or init.endswith(".safetensors"):
+        return
+    data = read_card(init).data
+    if data.get("patches_digest") == manifest_digest(patches) and not set(validation) <= set(
+        data["validation_photos"]
+    ):
+        raise ValueError(
+            f"{init} was trained on photos that this run holds out, and their scores would mean nothing. Use"
+            " --all-photos, or begin each fold with the model of the same fold: --init OUT/fold-{fold}/model"
+        )
 
 
 def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
@@ -206,14 +247,15 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
             f"an epoch of {the_plan.crops_per_epoch} crops is less than one batch of {recipe.batch_size} on "
             f"{settings.workers} workers; use fewer workers or more patches"
         )
-    net, report = initial_network(settings.arch, settings.init, settings.seed)
-    print(report or "encoder: from scratch", file=sys.stderr)
+    check_unseen(settings.init, settings.patches, the_plan.validation)
+    net, pretrained, said = initial_network(settings.arch, settings.init, settings.seed)
+    print(f"start: {said}", file=sys.stderr)
     start = f"{settings.out}/start.safetensors"
     config = LoopConfig(
         arch=settings.arch,
         recipe=recipe,
         start=start,
-        pretrained=report.loaded if report else (),
+        pretrained=pretrained,
         steps_per_epoch=steps_per_epoch,
         shards=the_plan.shards,
         validation=the_plan.validation,
@@ -234,7 +276,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
     net.load_state_dict(checkpoint["averaged"] or checkpoint["network"])
     metrics = checkpoint["metrics"]
     storage.write_bytes(f"{settings.out}/history.json", json.dumps(checkpoint["history"]).encode())
-    card = models.save(net, f"{settings.out}/model", _card(settings, the_plan, report, metrics))
+    card = models.save(net, f"{settings.out}/model", _card(settings, the_plan, said, metrics))
     return {
         "model": f"{settings.out}/model",
         "digest": card.digest,
@@ -248,7 +290,15 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
 def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, Any]]:
     """Train one network for each validation fold, under OUT/fold-K; as many at once as fit."""
     folds = range(settings.validation_folds)
-    each = [replace(settings, out=f"{settings.out}/fold-{fold}", fold=fold) for fold in folds]
+    each = [
+        replace(
+            settings,
+            out=f"{settings.out}/fold-{fold}",
+            fold=fold,
+            init=settings.init.replace("{fold}", str(fold)),
+        )
+        for fold in folds
+    ]
     with ThreadPoolExecutor(trainings_at_once(settings.workers)) as pool:
         return list(pool.map(train, each, [shares] * len(each)))
 
@@ -326,9 +376,7 @@ def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def _card(
-    settings: TrainingSettings, the_plan: Plan, report: InitReport | None, metrics: dict[str, Any]
-) -> dict[str, Any]:
+def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         "arch": settings.arch,
         "working_size": settings.recipe.working_size,
@@ -344,7 +392,7 @@ def _card(
         "training": {
             "command": settings.command,
             "recipe": asdict(settings.recipe),
-            "init": str(report) if report else "from scratch",
+            "init": start,
             "seed": settings.seed,
             "workers": settings.workers,
             "crops_per_epoch": the_plan.crops_per_epoch,

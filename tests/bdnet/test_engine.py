@@ -11,9 +11,10 @@ from safetensors.torch import load as read_weights
 from torch import nn
 
 import bdnet
+from bdnet.card import DEFAULT_MODEL, read_folder
 from bdnet.engine import FusedConv, optimize
 from bdnet.metrics import confusion, scores
-from bdnet.model import DEFAULT_MODEL, has_fast_bfloat16, read_folder
+from bdnet.model import has_fast_bfloat16
 from bdnet.networks import ARCHITECTURES, build
 from bdnet.preprocess import normalize
 

@@ -56,6 +56,12 @@ def test_the_default_network_costs_no_more_than_30_gflop_at_working_size():
     assert 2 * macs(on_meta("bdnet-topdown"), 448, 640) < 30
 
 
+def test_pooled_by_four_the_default_network_costs_a_third_and_takes_the_same_weights():
+    whole, pooled = on_meta("bdnet-topdown"), on_meta("bdnet-topdown-pool4")
+    assert macs(pooled, 448, 640) < macs(whole, 448, 640) / 3
+    pooled.load_state_dict(whole.state_dict())
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_map_has_the_photos_size_however_odd(arch):
     for size in ((1, 1), (33, 65), (96, 131)):
@@ -179,7 +185,10 @@ def four_photos(side=64):
 
 
 LEARNERS = [
-    *(pytest.param(arch, id=arch) for arch in ("bdnet-topdown", "bdnet-resnet18", "bdnet-typed-resnet18")),
+    *(
+        pytest.param(arch, id=arch)
+        for arch in ("bdnet-topdown", "bdnet-topdown-pool4", "bdnet-resnet18", "bdnet-typed-resnet18")
+    ),
     *(pytest.param(arch, id=arch, marks=pytest.mark.long) for arch in (*COMPARED, *ON_RESNET18)),
 ]
 
@@ -206,7 +215,7 @@ def test_four_photos_are_learned_by_heart_and_survive_saving(arch, tmp_path):
             break
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
     models.save(net, str(tmp_path), {"arch": arch})
-    probability, _ = models.load(str(tmp_path), "cpu").predict(images)
+    probability, _ = models.load(str(tmp_path), "cpu").predict(images.numpy())
     right = (torch.from_numpy(probability) >= 0.5) == (mask == 1)
     assert right.float().mean() > 0.9
 

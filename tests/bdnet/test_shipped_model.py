@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 
 from bdnet import Model, load
+from bdnet.card import DEFAULT_MODEL, shipped_models
 from bdnet.metrics import confusion, scores
-from bdnet.model import DEFAULT_MODEL, shipped_models
 from bdnet.photo import decode
 
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from bdnet.card import read_card
 from bdnet.memory import MemoryBudget
-from bdnet.model import load, read_card, save
+from bdnet.model import load, save
 from bdnet.networks import build
 from bdnet.photo import Photo
 from pipeline import decoding, steps, storage

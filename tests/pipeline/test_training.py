@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from bdnet import model as models
 from bdnet.encoder import load_state
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.recipes import default, paper
+from pipeline.patches import manifest_digest
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
-from pipeline.training import Plan, crops_of, initial_network, passes, plan, validation_photos
+from pipeline.training import Plan, check_unseen, crops_of, initial_network, passes, plan, validation_photos
 
 
 def png(array: np.ndarray) -> bytes:
@@ -159,7 +161,7 @@ def loop_config(tmp_path: Path, **changes: object) -> LoopConfig:
         "arch": "bdnet-resnet18",
         "recipe": default(),
         "start": "",
-        "pretrained": ("conv1.weight", "bn1.weight"),
+        "pretrained": ("encoder.conv1.weight", "encoder.bn1.weight"),
         "steps_per_epoch": 10,
         "shards": (),
         "validation": (),
@@ -212,13 +214,39 @@ def test_initial_weights_come_from_a_file_and_what_it_lacks_is_told(tmp_path: Pa
     donor = build("bdnet-resnet18").encoder
     state = {key: value for key, value in donor.state_dict().items() if not key.startswith("layer4")}
     safetensors.torch.save_file(state, tmp_path / "resnet18.safetensors")
-    net, report = initial_network("bdnet-resnet18", str(tmp_path / "resnet18.safetensors"))
+    net, pretrained, said = initial_network("bdnet-resnet18", str(tmp_path / "resnet18.safetensors"))
     assert torch.equal(net.encoder.conv1.weight, donor.conv1.weight)
-    assert str(report).endswith("from scratch: layer4")
+    assert set(pretrained) == {f"encoder.{name}" for name in state}
+    assert said.endswith("from scratch: layer4")
     with pytest.raises(ValueError, match="no weights at"):
         initial_network("bdnet-resnet18", str(tmp_path / "absent.safetensors"))
-    with pytest.raises(ValueError, match=r"\.safetensors"):
+    with pytest.raises(ValueError, match="no model at"):
         initial_network("bdnet-resnet18", str(tmp_path / "weights.pth"))
+
+
+def test_training_begins_with_a_trained_model_of_the_same_arch(tmp_path: Path) -> None:
+    donor = build("bdnet-resnet18")
+    card = models.save(donor, str(tmp_path), {"arch": "bdnet-resnet18"})
+    net, pretrained, said = initial_network("bdnet-resnet18", str(tmp_path))
+    assert torch.equal(net.kind.weight, donor.kind.weight.half().float())
+    assert {name for name, _ in net.named_parameters()} <= set(pretrained)
+    assert card.digest[:12] in said
+    with pytest.raises(ValueError, match="give --arch bdnet-resnet18"):
+        initial_network("bdnet-resnet34", str(tmp_path))
+
+
+def test_a_model_that_was_trained_on_photos_that_are_held_out_is_no_start(tmp_path: Path) -> None:
+    patches = write_patches(tmp_path / "patches", twenty_photos())
+    first, second = (plan(patches, paper(), folds=5, fold=fold).validation for fold in (0, 1))
+    data = {"patches_digest": manifest_digest(patches), "validation_photos": list(first)}
+    init = str(tmp_path / "model")
+    models.save(build("bdnet-resnet18"), init, {"arch": "bdnet-resnet18", "data": data})
+    check_unseen(init, patches, first)
+    check_unseen(init, patches, ())
+    with pytest.raises(ValueError, match="trained on photos that this run holds out"):
+        check_unseen(init, patches, second)
+    (tmp_path / "patches" / "dataset.json").write_text('{"shards": ["another.parquet"]}')
+    check_unseen(init, patches, second)  # other photos
 
 
 def test_a_network_initialised_from_itself_reports_nothing_missing() -> None:

@@ -1,0 +1,78 @@
+"""What is known of a trained model without its network: ``card.json`` beside ``model.safetensors``."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import fsspec
+
+DEFAULT_MODEL = "bdnet-topdown"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+# Raise it when ``preprocess.normalize`` gives the network other values: models are bound to it.
+PREPROCESSING_VERSION = "1"
+WORKING_SIZE = 640  # long side, pixels
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is, where it came from and what it scored."""
+
+    arch: str
+    digest: str  # sha256 of model.safetensors
+    working_size: int = WORKING_SIZE
+    preprocessing: str = PREPROCESSING_VERSION
+    # Logits are divided by it: above 1 the network was surer than it was right. Masks don't change.
+    temperature: float = 1.0
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
+    """Read the weights' bytes and the card of a shipped model's name, a folder or an fsspec URI.
+
+    Raises:
+        ValueError: there is no model, or its weights are not those that the card describes.
+    """
+    shipped = resources.files("bdnet") / "models" / name_or_uri
+    if "/" not in name_or_uri and (shipped / CARD_FILE).is_file():
+        weights, card_text = (shipped / WEIGHTS_FILE).read_bytes(), (shipped / CARD_FILE).read_text()
+    else:
+        fs, path = fsspec.core.url_to_fs(name_or_uri)
+        try:
+            weights = fs.cat_file(f"{path}/{WEIGHTS_FILE}")
+            card_text = fs.cat_file(f"{path}/{CARD_FILE}").decode()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(
+                f"no model at {name_or_uri}: expected {WEIGHTS_FILE} and {CARD_FILE} there, or the name of a "
+                f"shipped model ({', '.join(shipped_models())})"
+            ) from error
+    try:
+        card = Card(**json.loads(card_text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or "
+            "install the bdnet that wrote it"
+        ) from error
+    if hashlib.sha256(weights).hexdigest() != card.digest:
+        raise ValueError(f"{name_or_uri}: {WEIGHTS_FILE} is not the one its card describes; copy both again")
+    if card.preprocessing != PREPROCESSING_VERSION:
+        raise ValueError(
+            f"{name_or_uri} expects preprocessing {card.preprocessing}, this bdnet has "
+            f"{PREPROCESSING_VERSION}; install the bdnet it was trained with or train it again"
+        )
+    return weights, card
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with bdnet."""
+    folder = resources.files("bdnet") / "models"
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def read_card(name_or_uri: str = DEFAULT_MODEL) -> Card:
+    """Read and check a model's card without building the network."""
+    return read_folder(name_or_uri)[1]
