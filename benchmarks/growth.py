@@ -37,7 +37,7 @@ class Settings:
 class Point:
     """One way to audit."""
 
-    workers: int = 1
+    workers: int = 2
     nodes: int = 1
     megapixels: int = 3
     block: int = 32
@@ -45,8 +45,8 @@ class Point:
 
 USUAL = Point()
 AXES = {
-    "workers": (USUAL, Point(workers=2)),
-    "nodes": (USUAL, Point(nodes=2, workers=2), Point(nodes=4, workers=4)),
+    "workers": (Point(workers=1), USUAL, Point(workers=4)),
+    "nodes": (USUAL, Point(nodes=2), Point(nodes=4, workers=4)),
     "megapixels": (USUAL, Point(megapixels=12), Point(megapixels=48)),
     "block": (Point(block=8), USUAL, Point(block=128)),
 }

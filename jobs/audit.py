@@ -37,7 +37,7 @@ class Settings:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """List and count what would be audited; write nothing."""
     workers: int | None = None
-    """Detectors; when not given, one per GPU, else one per four logical CPUs of each node, at least one."""
+    """Detectors; when not given, one per GPU, else one per two logical CPUs of each node, at least one."""
     max_denied: float = 0.5
     """Stop when more than this share of the photos to audit is denied."""
     max_lost: float = 0.2

@@ -24,7 +24,7 @@ class Settings:
     arch: str
     """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
     recipe: Literal["paper", "default", "fast"] = "default"
-    """paper: as published; default: what bdnet-topdown was made with; fast: bdnet-fast's, for photos of 512."""
+    """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-pool4 at 512 pixels."""
     init: str = "imagenet"
     """Start: the encoder from imagenet (torchvision downloads it) or from path or URI of a .safetensors file;
     all of it from a trained model whose weights fit (shipped name, folder or URI; {fold} in it is the fold's

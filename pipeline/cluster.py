@@ -26,6 +26,9 @@ log = logging.getLogger("bdnet")
 
 # Where detectors get less of a CPU or GPU than this, memory goes to copies of the network, to no avail.
 SMALLEST_SHARE = 0.1
+# Detectors of few threads wait less for threads that decoding has interrupted: on 2 cores two with a thread
+# each audit a quarter faster than one with two (benchmarks/growth.py). Each holds 0.8 GB.
+CPUS_PER_DETECTOR = 2
 # An autoscaler that has no node yet needs some minutes for the first one.
 NODES_WITHIN_SECONDS = 600.0
 # Blocks that may wait, decoded or being decoded, for each detector. On a CPU a block takes it many seconds;
@@ -67,7 +70,7 @@ def shares(nodes: Sequence[Node], workers: int | None = None, cores_per_cpu: flo
 
     Args:
         nodes: the nodes that are there now; those that come later run more tasks of the other stages.
-        workers: detectors; by default one per GPU, or one per four CPUs of a node and one on smaller nodes.
+        workers: detectors; by default one per GPU, or one per two CPUs of a node, at least one.
         cores_per_cpu: cores behind one logical CPU.
 
     Raises:
@@ -90,7 +93,9 @@ def shares(nodes: Sequence[Node], workers: int | None = None, cores_per_cpu: flo
             raise _too_many(detectors, int(1 / SMALLEST_SHARE) * gpus, "GPUs")
     else:
         sizes = Counter(node.cpus for node in nodes if node.cpus > 0)
-        detectors = workers or sum(max(1, int(cpus / 4)) * count for cpus, count in sizes.items())
+        detectors = workers or sum(
+            max(1, int(cpus / CPUS_PER_DETECTOR)) * count for cpus, count in sizes.items()
+        )
         # On a single node detectors hold half of the CPUs. On several they hold a quarter: where half of the
         # nodes are lost, the others hold all detectors and still have CPUs left to feed them.
         part = 2 if sizes.total() == 1 else 4

@@ -163,7 +163,8 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
             fn_constructor_args=(plan.model, plan.provenance.model_digest, shares.threads_per_detector),
             batch_size=PHOTOS_PER_BLOCK,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=shares.detectors),
+            # For a few photos a second network is loaded in vain.
+            compute=ray.data.ActorPoolStrategy(size=min(shares.detectors, len(photos))),
             num_cpus=shares.detector_cpus,
             num_gpus=shares.detector_gpus or None,
         )

@@ -93,9 +93,9 @@ def test_a_detector_is_made_for_one_node_not_for_the_sum_of_all():
     assert shares([Node(64), Node(1)], 2).detector_cpus == 8
 
 
-def test_by_default_there_is_a_detector_for_each_gpu_or_else_for_each_four_cpus_of_a_node():
+def test_by_default_there_is_a_detector_for_each_gpu_or_else_for_each_two_cpus_of_a_node():
     assert shares([Node(0), Node(8, 1), Node(16, 4), Node(64)]).detectors == 5
-    assert shares([Node(0), Node(2), Node(4), Node(9)]).detectors == 4
+    assert shares([Node(0), Node(1), Node(2), Node(4), Node(9)]).detectors == 8
 
 
 @pytest.mark.parametrize(
