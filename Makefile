@@ -27,7 +27,7 @@ export BDNET_DATA
 endif
 
 # Modules of benchmarks/ that `make bench` runs, in this order.
-BENCHMARKS := archive_auc scores precision network throughput mutants decode_memory scale soak chaos
+BENCHMARKS := archive_auc scores precision network throughput growth sizing training mutants decode_memory scale soak chaos
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-s3 test test-long test-fast lint format bench bench-peers paper lock clean
@@ -89,6 +89,7 @@ format: install  ## Format the code and mend what ruff can mend
 
 bench: install  ## Run the benchmarks; each writes benchmarks/results/*.csv
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m benchmarks.$$name; done
+	@$(MAKE) bench-peers
 
 # Others' tools in an environment of their own, which sees that of the project too.
 PEERS := .venv-peers
@@ -99,7 +100,7 @@ $(PEERS)/.installed: benchmarks/peers.txt | $(INSTALLED)
 	$(PEERS)/bin/python -m pip install -r benchmarks/peers.txt
 	@touch $@
 
-bench-peers: $(PEERS)/.installed  ## Measure against other tools and decoders (an hour, estimated)
+bench-peers: $(PEERS)/.installed  ## Measure against other tools and decoders and draw the roofline
 	@set -e; for name in decode peers roofline; do echo "== $$name"; $(PEERS)/bin/python -m benchmarks.$$name; done
 
 # ImageNet weights of ResNet-18: torchvision's download, or the file beside the photos.

@@ -46,9 +46,9 @@ def main() -> int:
     lab = tyro.cli(Lab, description=__doc__)
     rows = []
     baseline = None
-    rates = {name: lab.probe(Experiment(name, name, _BASE, start), RATES) for name, start in PROBED.items()}
     for changed, variant in VARIANTS:
-        rate = rates["fcn2s-vgg16" if variant.arch.startswith("fcn") else _NET]
+        probed = "fcn2s-vgg16" if variant.arch.startswith("fcn") else _NET
+        rate = lab.probe(Experiment(probed, probed, _BASE, PROBED[probed]), RATES)  # once, then remembered
         experiment = replace(variant, recipe=replace(variant.recipe, learning_rate=rate))
         lab.train(experiment)
         scored = lab.score(experiment)

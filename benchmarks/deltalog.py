@@ -43,7 +43,9 @@ class DeltaLog:
 
 
 def steady_rate(grown: list[tuple[float, int]]) -> float:
-    """Rows a second from the first ones to the last: neither start-up nor the joining of small files."""
-    (first, early), rows = grown[0], grown[-1][1]
-    last = next(at for at, so_far in grown if so_far == rows)
-    return (rows - early) / (last - first)
+    """Rows a second in the middle half. Before it rows were under way when the first ones were written, after it
+    not every worker has something to do."""
+    quarter, rest = (
+        next(point for point in grown if point[1] >= share * grown[-1][1]) for share in (0.25, 0.75)
+    )
+    return (rest[1] - quarter[1]) / (rest[0] - quarter[0])

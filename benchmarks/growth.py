@@ -5,6 +5,7 @@ a time; all on this machine's cores, so more workers and nodes share them. Rates
 ``benchmarks.throughput``. Writes results/growth.csv and results/growth.svg.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Settings:
     """Audit folders of photos in different ways."""
 
     photos: int = 600
-    """Photos of 3 megapixels; of larger ones fewer."""
+    """Photos of each run."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Point:
     block: int = 32
 
 
+# Of a core, but for detect, which has the threads of its detector.
+STEPS = ("decode", "detect", "encode")
 USUAL = Point()
 AXES = {
     "workers": (Point(workers=1), USUAL, Point(workers=4)),
@@ -52,12 +55,11 @@ AXES = {
 }
 
 
-def rate(point: Point, folder: Path, photos: int) -> float:
-    """Photos a second between the first commit and the last."""
-    count = photos * 3 // point.megapixels
+def measured(point: Point, folder: Path, photos: int) -> dict[str, str]:
+    """Photos a second, and milliseconds of each step for a photo."""
     archive = folder / f"{point.megapixels}"
     if not archive.exists():
-        write_copies(archive, large_photos(point.megapixels), count)
+        write_copies(archive, large_photos(point.megapixels), photos)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         # The size of a block is no option: nobody but this benchmark asks for another one.
         code = f"from pipeline import execution; execution.PHOTOS_PER_BLOCK = {point.block}; "
@@ -73,28 +75,30 @@ def rate(point: Point, folder: Path, photos: int) -> float:
             environment["RAY_ADDRESS"] = cluster.address
         try:
             command = [sys.executable, "-c", code]
-            subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         finally:
             if cluster is not None:
                 cluster.shutdown()
         log = DeltaLog(fsspec.filesystem("file"), f"{out}/table")
         log.read_new()
     grown = [(at, rows) for at, rows in log.grown if rows]
-    assert grown[-1][1] == count
-    return steady_rate(grown)
+    assert grown[-1][1] == photos
+    steps = json.loads(done.stdout.splitlines()[-1])["step_seconds"]
+    found = {"photos_per_second": f"{steady_rate(grown):.2f}"}
+    return found | {f"{step}_ms": f"{1000 * steps[step] / photos:.1f}" for step in STEPS}
 
 
 def main() -> int:
     """Write results/growth.csv and its picture."""
     settings = tyro.cli(Settings, description=__doc__)
-    rates: dict[Point, float] = {}
+    known: dict[Point, dict[str, str]] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for axis, points in AXES.items():
             for point in points:
-                if point not in rates:
-                    rates[point] = rate(point, Path(folder), settings.photos)
-                found = {"axis": axis, **vars(point), "photos_per_second": f"{rates[point]:.2f}"}
+                if point not in known:
+                    known[point] = measured(point, Path(folder), settings.photos)
+                found = {"axis": axis, **vars(point), **known[point]}
                 print(found, file=sys.stderr)
                 rows.append(found)
     write_csv("growth", rows)

@@ -1,8 +1,8 @@
 """What does Ray cost? ``python -m benchmarks.throughput`` (a quick look: ``--photos 200 --rounds 1``).
 
 ``jobs.audit`` and ``benchmarks.plain_loop`` take turns on the same photos of 3 megapixels in a local S3
-server, on all cores of this machine. A run's rate is that of the photos after its first file of rows, by the
-times at which rows were written; what came before is its start-up. Writes results/throughput.csv.
+server, on all cores of this machine. A run's rate is that of the middle half of its photos, by the times
+at which rows were written; what came before the first ones is its start-up. Writes results/throughput.csv.
 """
 
 import os
