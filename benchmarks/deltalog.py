@@ -43,7 +43,7 @@ class DeltaLog:
 
 
 def steady_rate(grown: list[tuple[float, int]]) -> float:
-    """Rows a second in the middle half: some rows were under way already when the first ones were written, and in
+    """Rows a second in the middle half: some rows were under way when the first ones were written, and in
     the end not every worker has something to do."""
     quarter, rest = (
         next(point for point in grown if point[1] >= share * grown[-1][1]) for share in (0.25, 0.75)
