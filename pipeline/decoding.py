@@ -30,7 +30,7 @@ from bdnet.photo import Limits, Photo, decode
 TIMEOUT_S = 120.0
 # What decoding may take by ``Limits.max_memory``, the file itself twice, and the libraries. If it is more
 # after all, this process ends and not the node.
-_MEMORY_OF_A_PROCESS = 4 * 2**30
+_MEMORY_OF_A_PROCESS = 3 * 2**30
 
 
 def attempt() -> int:

@@ -199,7 +199,7 @@ def _gather(
                 evaluation.refinement,
                 shares.threads_per_detector,
             ),
-            compute=ray.data.ActorPoolStrategy(size=shares.detectors),
+            compute=ray.data.ActorPoolStrategy(size=min(shares.detectors, readers)),
             batch_size=READ_ROWS,
             batch_format="pyarrow",
             num_cpus=shares.detector_cpus,
