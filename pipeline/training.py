@@ -215,17 +215,18 @@ def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
 
 
 def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
-    """Refuse to begin with a model that was trained on photos of ``patches`` that validate now.
+    """Refuse to begin with a model that was trained on photos of ``patches`` that validate now; say so where
+    that can't be told, because it was trained on other patches.
 
     Raises:
         ValueError: it was.
     """
-    if init in ("none", "imagenet") or init.endswith(".safetensors"):
+    if not validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
         return
     data = read_card(init).data
-    if data.get("patches_digest") == manifest_digest(patches) and not set(validation) <= set(
-        data["validation_photos"]
-    ):
+    if data.get("patches_digest") != manifest_digest(patches):
+        print(f"scores mean nothing if {init} was trained on the photos that validate now", file=sys.stderr)
+    elif not set(validation) <= set(data["validation_photos"]):
         raise ValueError(
             f"{init} was trained on photos that this run holds out, and their scores would mean nothing. Use"
             " --all-photos, or begin each fold with the model of the same fold: --init OUT/fold-{fold}/model"
