@@ -66,8 +66,8 @@ class TopDown(nn.Module):
 
     Args:
         encoder: name in ``ENCODERS``.
-        pool: stride of the pooling after the stem. With 4 instead of ResNet's 2 all that follows costs a
-            quarter, at half the resolution, while the stem, where blur is seen first, keeps its own.
+        pool: stride of the pooling after the stem. With 3 instead of ResNet's 2 all that follows costs four
+            ninths, at two thirds of the resolution, while the stem, where blur is seen first, keeps its own.
     """
 
     def __init__(self, encoder: str = "resnet18", pool: int = 2) -> None:
@@ -81,7 +81,7 @@ class TopDown(nn.Module):
         self.context = Context(DEEP, WIDTH)
         self.laterals = nn.ModuleList(conv(channels, WIDTH, kernel=1) for channels in levels)
         self.smooths = nn.ModuleList(nn.Sequential(conv(WIDTH, WIDTH), conv(WIDTH, WIDTH)) for _ in levels)
-        self.sides = nn.ModuleList(score(WIDTH) for _ in levels)  # 4, 8 and 16 times the stem's stride
+        self.sides = nn.ModuleList(score(WIDTH) for _ in levels)
         self.score = nn.Sequential(nn.Dropout2d(0.1), score(WIDTH))
         self.stem_score = nn.Sequential(nn.BatchNorm2d(stem), score(stem))
         self.kind = nn.Linear(levels[-1] + WIDTH, len(BLUR_KINDS))

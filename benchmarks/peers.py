@@ -35,7 +35,12 @@ class Peer:
 
 PEERS = (
     Peer("jobs.audit", ("jobs.audit", "{folder}", "--out", "{out}"), 100, 500),
-    Peer("CleanVision", ("benchmarks.peer", "cleanvision", "{folder}"), 100, 500),
+    Peer(
+        "jobs.audit --model bdnet-fast",
+        ("jobs.audit", "{folder}", "--out", "{out}", "--model", "bdnet-fast"),
+        *(100, 900),
+    ),
+    Peer("CleanVision", ("benchmarks.peer", "cleanvision", "{folder}"), 100, 900),
     Peer("variance of the Laplacian", ("benchmarks.peer", "laplacian", "{folder}"), 100, 500),
     Peer("Ray's batch inference recipe, eager", ("benchmarks.peer", "ray_recipe", "{folder}"), 100, 300),
     Peer("the authors' way, ResNet-152", ("benchmarks.peer", "authors", "{folder}"), 2, 12),

@@ -24,7 +24,7 @@ from bdnet.card import DEFAULT_MODEL
 from bdnet.detect import measure
 from bdnet.photo import Photo, decode
 from pipeline import storage
-from pipeline.execution import PHOTOS_PER_FILE
+from pipeline.execution import LARGEST_BLOCK
 from pipeline.fetch import fetch
 from pipeline.ledger import stage
 from pipeline.listing import read_listing, write_listing
@@ -96,7 +96,7 @@ def main() -> int:
         batch.append((uri, photo.pixels))
         if len(batch) == model.batch:
             detect(alike.pop(photo.pixels.shape))
-        write(PHOTOS_PER_FILE)
+        write(LARGEST_BLOCK)
     for batch in alike.values():
         detect(batch)
     write(1)

@@ -33,8 +33,8 @@ CPUS_PER_DETECTOR = 2
 NODES_WITHIN_SECONDS = 600.0
 # Blocks that may wait, decoded or being decoded, for each detector. On a CPU a block takes it many seconds;
 # a GPU takes blocks as fast as some ten decoders make them.
-BLOCKS_AHEAD_OF_CPU = 6
-BLOCKS_AHEAD_OF_GPU = 32
+BLOCKS_AHEAD_OF_CPU = 4
+BLOCKS_AHEAD_OF_GPU = 16
 
 
 # By default glibc gives each thread of a worker an arena of its own, and what decoding frees in one serves no

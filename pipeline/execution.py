@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -22,12 +22,13 @@ from pipeline.progress import Progress
 from pipeline.steps import FETCH_THREADS, Detector, Provenance, read_and_decode, stage_rows
 from pipeline.stream import stream
 
-PHOTOS_PER_BLOCK = 32
+# A block is what one task decodes and one file holds: small at first, so that rows come soon, and at the end,
+# so that detectors end together; large between, for tasks and files cost time too, but seconds of work, not
+# minutes, for a crash repeats it.
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
 # After SIGTERM, for files that are on their way to the driver; `ray job stop` kills after 3 s.
 GRACE_SECONDS = 1.0
 MIN_BLOCK_BYTES = 64 << 20
-# Rows of one staged file: small enough that a crash repeats seconds of work, not minutes.
-PHOTOS_PER_FILE = 64
 # Detectors that work for so much of their time are what the run waits for.
 BUSY = 0.8
 # Photos of one Ray Data execution: what the driver keeps about blocks is bounded by it.
@@ -130,25 +131,34 @@ def _check_denied(outcome: Outcome, to_do: int, max_denied: float) -> None:
         )
 
 
-def _windows(to_do: Iterable[str]) -> Iterator[list[pa.Table]]:
+def _windows(to_do: Mapping[str, int]) -> Iterator[list[pa.Table]]:
     """Cut the to-do into blocks, and gather blocks into windows of bounded size."""
     window: list[pa.Table] = []
+    before, after = 0, sum(to_do.values())
     for shard in to_do:
         photos = read_listing(shard)
-        for start in range(0, len(photos), PHOTOS_PER_BLOCK):
-            window.append(photos.slice(start, PHOTOS_PER_BLOCK))
-            if len(window) * PHOTOS_PER_BLOCK >= PHOTOS_PER_WINDOW:
+        start = 0
+        while start < len(photos):
+            block = photos.slice(start, photos_of_block(before, after))
+            window.append(block)
+            start, before, after = start + len(block), before + len(block), after - len(block)
+            if sum(map(len, window)) >= PHOTOS_PER_WINDOW:
                 yield window
                 window = []
     if window:
         yield window
 
 
+def photos_of_block(before: int, after: int) -> int:
+    """How many photos the next block takes, with so many before it and so many left."""
+    return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, before // 8, after // 8))
+
+
 def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
     """Read, decode, detect and stage a bounded number of photos: one row per file written."""
     shares = plan.shares
     # Ray takes a task that it does not know yet for one with large blocks: at a tight bound it starts few.
-    cluster.bound_decoded(shares, max(MIN_BLOCK_BYTES, PHOTOS_PER_BLOCK * 3 * plan.working_size**2))
+    cluster.bound_decoded(shares, max(MIN_BLOCK_BYTES, LARGEST_BLOCK * 3 * plan.working_size**2))
     return (
         ray.data.from_arrow(list(photos))
         .map_batches(
@@ -161,7 +171,7 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
         .map_batches(
             Detector,
             fn_constructor_args=(plan.model, plan.provenance.model_digest, shares.threads_per_detector),
-            batch_size=PHOTOS_PER_BLOCK,
+            batch_size=None,
             batch_format="pyarrow",
             # For a few photos a second network is loaded in vain.
             compute=ray.data.ActorPoolStrategy(size=min(shares.detectors, len(photos))),
@@ -175,7 +185,7 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
                 provenance=plan.provenance,
                 mask_shards=plan.masks == "shards",
             ),
-            batch_size=PHOTOS_PER_FILE,
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=shares.stage_cpus,
         )

@@ -8,6 +8,7 @@ last epoch when the same command is given again.
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import threading
 from collections import Counter
@@ -43,6 +44,7 @@ from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
 CROPS_AHEAD_BYTES = 1 << 30
+LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class TrainingSettings:
     arch: str
     recipe: Recipe
     init: str
+    # A model to imitate, for recipes that give its word a weight.
+    teacher: str | None
     workers: int
     seed: int
     # Every how manieth photo of each kind is held out (0: none), and which of the folds this run holds out.
@@ -145,6 +149,8 @@ def crops(the_plan: Plan, recipe: Recipe, seed: int, epochs: range, cpus: float)
 def _crop_shard(
     item: dict[str, np.ndarray], the_plan: Plan, recipe: Recipe, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
+    # A step waits for its slowest thread: crops are cut in what the steps leave of the cores.
+    os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
     yield from crops_of(str(item["shard"][0]), int(item["pass"][0]), the_plan, recipe, seed)
 
 
@@ -215,8 +221,9 @@ def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
 
 
 def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
-    """Refuse to begin with a model that was trained on photos of ``patches`` that validate now; say so where
-    that can't be told, because it was trained on other patches.
+    """Refuse to begin with or imitate a model that was trained on photos of ``patches`` that validate now.
+
+    Where that can't be told, because it was trained on other patches, say so.
 
     Raises:
         ValueError: it was.
@@ -229,7 +236,7 @@ def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
     elif not set(validation) <= set(data["validation_photos"]):
         raise ValueError(
             f"{init} was trained on photos that this run holds out, and their scores would mean nothing. Use"
-            " --all-photos, or begin each fold with the model of the same fold: --init OUT/fold-{fold}/model"
+            " --all-photos, or give each fold the model of the same fold: OUT/fold-{fold}/model"
         )
 
 
@@ -248,7 +255,8 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
             f"an epoch of {the_plan.crops_per_epoch} crops is less than one batch of {recipe.batch_size} on "
             f"{settings.workers} workers; use fewer workers or more patches"
         )
-    check_unseen(settings.init, settings.patches, the_plan.validation)
+    for known in filter(None, (settings.init, settings.teacher)):
+        check_unseen(known, settings.patches, the_plan.validation)
     net, pretrained, said = initial_network(settings.arch, settings.init, settings.seed)
     print(f"start: {said}", file=sys.stderr)
     start = f"{settings.out}/start.safetensors"
@@ -256,6 +264,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         arch=settings.arch,
         recipe=recipe,
         start=start,
+        teacher=settings.teacher,
         pretrained=pretrained,
         steps_per_epoch=steps_per_epoch,
         shards=the_plan.shards,
@@ -297,6 +306,7 @@ def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, An
             out=f"{settings.out}/fold-{fold}",
             fold=fold,
             init=settings.init.replace("{fold}", str(fold)),
+            teacher=settings.teacher and settings.teacher.replace("{fold}", str(fold)),
         )
         for fold in folds
     ]
@@ -372,7 +382,8 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
 
 def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
     """What must not change between a run and its resumption."""
-    fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.seed, settings.workers]
+    fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.teacher, settings.seed]
+    fixed.append(settings.workers)
     fixed += [asdict(the_plan), manifest_digest(settings.patches)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
@@ -394,6 +405,7 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
             "command": settings.command,
             "recipe": asdict(settings.recipe),
             "init": start,
+            "teacher": None if settings.teacher is None else read_card(settings.teacher).digest,
             "seed": settings.seed,
             "workers": settings.workers,
             "crops_per_epoch": the_plan.crops_per_epoch,

@@ -210,7 +210,7 @@ def test_the_subject_area_turns_with_the_photo(turn):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(0, 399), st.integers(1, 255)), max_size=8)
 )

@@ -434,7 +434,7 @@ def test_a_flipped_bit_in_png_pixels_is_found_by_its_checksum():
     assert decode(bytes(data)).status == "unreadable"
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(sorted(BUSY)),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=6),
@@ -447,7 +447,7 @@ def test_damaged_bytes_give_a_status_and_never_an_error(name, flips, in_header):
     assert_typed(decode(bytes(data)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prefix=st.sampled_from([data[:n] for data in BUSY.values() for n in (3, 12, 30)]), rest=st.binary())
 def test_any_bytes_give_a_status(prefix, rest):
     assert_typed(decode(prefix + rest))

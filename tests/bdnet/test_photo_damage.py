@@ -124,7 +124,7 @@ def test_a_broken_jpeg_keeps_what_the_camera_wrote():
     assert photo.capture.camera == "Camera 1"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(sorted(IN_ONE_SCAN)),
     where=st.floats(0, 1),

@@ -38,4 +38,3 @@ def test_the_fast_recipe_shows_the_same_windows_of_a_photo_at_the_scale_of_its_w
     shrink = usual.working_size / fast.working_size
     assert fast.augmentation.scale == pytest.approx([shrink * edge for edge in usual.augmentation.scale])
     assert fast.augmentation.crop * shrink == pytest.approx(usual.augmentation.crop, rel=0.07)
-    assert fast.epochs == usual.epochs

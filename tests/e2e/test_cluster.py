@@ -17,7 +17,7 @@ import ray
 from ray.data import DataContext
 
 from pipeline import cluster
-from pipeline.execution import PHOTOS_PER_BLOCK, PHOTOS_PER_FILE
+from pipeline.execution import LARGEST_BLOCK
 from pipeline.schema import LISTING
 from pipeline.storage import local_etag
 from tests.e2e.harness import (
@@ -35,7 +35,7 @@ from tests.e2e.harness import (
 pytestmark = pytest.mark.e2e
 
 # Files for a first commit lie before the photo that the job waits for, and blocks to detect after it.
-BEFORE, AFTER = PHOTOS_PER_FILE + PHOTOS_PER_BLOCK, 2 * PHOTOS_PER_BLOCK
+BEFORE, AFTER = LARGEST_BLOCK, LARGEST_BLOCK
 
 
 @pytest.fixture(scope="module")

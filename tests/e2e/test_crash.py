@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.deltalog import DeltaLog
 from benchmarks.processes import Process, end_session, of_session
-from pipeline.execution import PHOTOS_PER_FILE
+from pipeline.execution import LARGEST_BLOCK
 from pipeline.storage import local_etag
 from tests.e2e.harness import (
     JOB_WITHIN_S,
@@ -30,7 +30,7 @@ from tests.e2e.harness import (
 
 pytestmark = pytest.mark.e2e
 
-PHOTOS = 12 * PHOTOS_PER_FILE
+PHOTOS = 12 * LARGEST_BLOCK
 
 
 @pytest.fixture(scope="module")

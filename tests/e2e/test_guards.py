@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.execution import PHOTOS_PER_FILE
+from pipeline.execution import LARGEST_BLOCK
 from pipeline.layout import AuditLayout
 from pipeline.listing import write_listing
 from pipeline.view import current_view
@@ -66,7 +66,7 @@ def test_sigterm_commits_what_is_staged_and_the_next_run_goes_on(
     archive: Path, model: Path, tmp_path: Path, joined: Cluster
 ) -> None:
     photo = (archive / "0000.jpg").read_bytes()
-    photos = 10 * PHOTOS_PER_FILE
+    photos = 10 * LARGEST_BLOCK
     for number in range(10, photos):
         # Equal bytes are other photos: a version is a URI and an etag.
         (archive / f"{number:04d}.jpg").write_bytes(photo)

@@ -23,6 +23,7 @@ COMMANDS = {
         "--arch": None,
         "--recipe": "default",
         "--init": "imagenet",
+        "--teacher": "None",
         "--workers": "1",
         "--epochs": "None",
         "--folds": "None",

@@ -1,8 +1,24 @@
-"""What a run says about its own time."""
+"""How a to-do is cut into blocks, and what a run says about its own time."""
 
 import pytest
 
-from pipeline.execution import Outcome
+from pipeline.execution import LARGEST_BLOCK, SMALLEST_BLOCK, Outcome, photos_of_block
+
+
+@pytest.mark.parametrize("photos", [1, SMALLEST_BLOCK, 100, 2_000, 50_000])
+def test_blocks_are_small_at_both_ends_of_a_run_and_large_between(photos: int) -> None:
+    blocks, left = [], photos
+    while left > 0:
+        blocks.append(min(left, photos_of_block(photos - left, left)))
+        left -= blocks[-1]
+    assert sum(blocks) == photos
+    assert max(blocks) <= LARGEST_BLOCK
+    assert all(block == SMALLEST_BLOCK for block in blocks[:8][:-1])
+    if photos >= 2_000:
+        assert max(blocks) == LARGEST_BLOCK
+        assert max(blocks[-4:]) == SMALLEST_BLOCK
+        # Most photos lie in large blocks: small ones cost tasks and files.
+        assert sum(block for block in blocks if block == LARGEST_BLOCK) >= photos / 3
 
 
 @pytest.mark.parametrize(
