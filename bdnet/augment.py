@@ -1,4 +1,4 @@
-"""Random training crops of photos and their masks. Everything random comes from the generator given."""
+"""A random training crop of one photo and its mask. Everything random comes from the generator given."""
 
 import io
 from dataclasses import dataclass
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
 
-from bdnet.losses import IGNORED_KIND
 from bdnet.output import BLUR_KINDS
 
 
@@ -24,8 +22,6 @@ class Augmentation:
     whole_frame_blur: float = 0.0
     noise: float = 0.0
     jpeg: float = 0.0
-    # A rectangle of another crop of the batch in the crop's place (CutMix: Yun et al., ICCV 2019).
-    cutmix: float = 0.0
 
 
 def random_crop(
@@ -58,35 +54,6 @@ def random_crop(
     if rng.random() < settings.jpeg:
         image = _jpeg(image, quality=int(rng.integers(60, 96)))
     return np.ascontiguousarray(image), np.ascontiguousarray(mask), kind
-
-
-def cutmix(
-    images: Tensor, masks: Tensor, kinds: Tensor, probability: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Paste a rectangle of the next crop of the batch over some of the crops.
-
-    Args:
-        images: uint8 N×C×C×3.
-        masks: N×C×C.
-        kinds: int64 N.
-        probability: of each crop to be pasted upon.
-
-    Returns:
-        the same three, changed where a crop was pasted upon; where two kinds met there is none.
-    """
-    side = masks.shape[1]
-    mixed, mixed_masks, mixed_kinds = images.clone(), masks.clone(), kinds.clone()
-    for index in range(len(images)):
-        if rng.random() >= probability:
-            continue
-        other = (index + 1) % len(images)
-        height, width = (round(side * rng.uniform(0.3, 0.7)) for _ in range(2))
-        top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
-        box = (slice(top, top + height), slice(left, left + width))
-        mixed[index][box], mixed_masks[index][box] = images[other][box], masks[other][box]
-        if kinds[index] != kinds[other]:
-            mixed_kinds[index] = IGNORED_KIND
-    return mixed, mixed_masks, mixed_kinds
 
 
 def _window(

@@ -27,27 +27,12 @@ def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def segmentation_loss(
-    logits: Tensor,
-    mask: Tensor,
-    region_weight: float,
-    taught: Tensor | None = None,
-    teacher_weight: float = 0.0,
-) -> Tensor:
-    """Softmax cross-entropy of N×2×h×w, enlarged to the mask, and ``region_weight`` times ``soft_iou``.
-
-    Args:
-        taught: a teacher's probability that each pixel is blurred, float32 N×H×W; cross-entropy is
-            ``teacher_weight`` against it and the rest against the mask (Hinton et al.: "Distilling the
-            Knowledge in a Neural Network", 2015, at temperature 1).
-    """
+def segmentation_loss(logits: Tensor, mask: Tensor, region_weight: float) -> Tensor:
+    """Softmax cross-entropy of N×2×h×w, enlarged to the mask, and ``region_weight`` times ``soft_iou``."""
     logits = logits.float()
     if logits.shape[-2:] != mask.shape[-2:]:
         logits = functional.interpolate(logits, mask.shape[-2:], mode="bilinear", align_corners=False)
     loss = functional.cross_entropy(logits, mask)
-    if taught is not None:
-        learned = functional.cross_entropy(logits, torch.stack([1 - taught, taught], dim=1))
-        loss = teacher_weight * learned + (1 - teacher_weight) * loss
     return loss + region_weight * soft_iou(logits, mask) if region_weight else loss
 
 
@@ -71,13 +56,7 @@ def kind_loss(output: Output, mask: Tensor, kind: Tensor) -> Tensor:
 
 
 def bdnet_loss(
-    output: Output,
-    mask: Tensor,
-    kind: Tensor,
-    kind_weight: float,
-    region_weight: float,
-    taught: Tensor | None = None,
-    teacher_weight: float = 0.0,
+    output: Output, mask: Tensor, kind: Tensor, kind_weight: float, region_weight: float
 ) -> Tensor:
     """The paper's loss: 0.8 softmax cross-entropy for the mask, 0.2 for the kind of blur; and more.
 
@@ -87,10 +66,8 @@ def bdnet_loss(
         kind: int64 N, 0 = motion, 1 = defocus, ``IGNORED_KIND`` where a crop shows hardly any blur.
         kind_weight: share of the kind branch in the total, where the network has one.
         region_weight: factor of ``soft_iou`` beside the cross-entropy.
-        taught: see ``segmentation_loss``.
-        teacher_weight: likewise.
     """
-    segmentation = segmentation_loss(output.logits, mask, region_weight, taught, teacher_weight)
+    segmentation = segmentation_loss(output.logits, mask, region_weight)
     for side in output.sides:
         segmentation = segmentation + output.side_weight * segmentation_loss(side, mask, region_weight)
     if output.kind_logits is None:

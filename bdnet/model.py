@@ -15,15 +15,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bdnet.card import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, Card, read_folder
+from bdnet.card import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, WORKING_SIZE, Card, read_folder
 from bdnet.detect import Detection, measure
 from bdnet.engine import optimize
 from bdnet.networks import build
 from bdnet.photo import decode
 from bdnet.preprocess import normalize
 
-# Photos that the network is given at once. On a CPU its largest features, 9 MB a photo, then stay in memory
-# that malloc keeps; with eight photos each is mapped anew.
+# Photos of 640 pixels that the network is given at once. On a CPU its largest features, 9 MB a photo, then
+# stay in memory that malloc keeps; with eight photos each is mapped anew.
 CPU_BATCH, GPU_BATCH = 2, 16
 
 
@@ -34,7 +34,9 @@ class Model:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = card
         self.dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
-        self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
+        self.batch = GPU_BATCH
+        if self.device.type == "cpu":
+            self.batch = max(1, round(CPU_BATCH * (WORKING_SIZE / card.working_size) ** 2))
         self.fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.fused:

@@ -36,7 +36,7 @@ _RESNET18 = ENCODERS["resnet18"].channels
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "bdnet-topdown": TopDown,
-    "bdnet-topdown-pool3": partial(TopDown, pool=3),
+    "bdnet-topdown-slim": partial(TopDown, slim=True),
     **{f"bdnet-{encoder}": partial(BDNet, encoder) for encoder in TOPS},
     "bdnet-typed-resnet18": TypedBDNet,
     **{f"fcn{stride}s-vgg16": partial(_fcn_vgg, stride) for stride in STRIDES},

@@ -66,21 +66,28 @@ class TopDown(nn.Module):
 
     Args:
         encoder: name in ``ENCODERS``.
-        pool: stride of the pooling after the stem. With 3 instead of ResNet's 2 all that follows costs four
-            ninths, at two thirds of the resolution, while the stem, where blur is seen first, keeps its own.
+        slim: pool the stem's maxima by three instead of two, so that all that follows costs four ninths while
+            the stem, where blur is seen first, keeps its resolution; and smooth the finest features once
+            instead of twice. The weights are a part of those of the whole network.
     """
 
-    def __init__(self, encoder: str = "resnet18", pool: int = 2) -> None:
+    def __init__(self, encoder: str = "resnet18", slim: bool = False) -> None:
         super().__init__()
         stem, *levels = ENCODERS[encoder].channels[:-1]
         # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
         self.encoder = ResNetEncoder(encoder, stages=3)
-        if pool != 2:
-            self.encoder.maxpool = nn.MaxPool2d(kernel_size=pool + 1, stride=pool, padding=pool // 2)
         self.deep = nn.Sequential(conv(levels[-1], DEEP, stride=2), Residual(DEEP, 1), Residual(DEEP, 2))
         self.context = Context(DEEP, WIDTH)
         self.laterals = nn.ModuleList(conv(channels, WIDTH, kernel=1) for channels in levels)
-        self.smooths = nn.ModuleList(nn.Sequential(conv(WIDTH, WIDTH), conv(WIDTH, WIDTH)) for _ in levels)
+        self.pooled_by = 2
+        depths = [2 for _ in levels]
+        if slim:
+            self.pooled_by = 3
+            self.encoder.maxpool = nn.MaxPool2d(3, ceil_mode=True)
+            depths[0] = 1
+        self.smooths = nn.ModuleList(
+            nn.Sequential(*(conv(WIDTH, WIDTH) for _ in range(depth))) for depth in depths
+        )
         self.sides = nn.ModuleList(score(WIDTH) for _ in levels)
         self.score = nn.Sequential(nn.Dropout2d(0.1), score(WIDTH))
         self.stem_score = nn.Sequential(nn.BatchNorm2d(stem), score(stem))
@@ -94,11 +101,11 @@ class TopDown(nn.Module):
         for lateral, smooth, level in zip(
             reversed(self.laterals), reversed(self.smooths), reversed(levels), strict=True
         ):
-            pyramid.append(smooth(lateral(level) + resize(pyramid[-1], level)))
+            pyramid.append(smooth(lateral(level) + enlarge(pyramid[-1], 2, level)))
         coarse = self.score(pyramid[-1])
-        half = resize(coarse, stem) + self.stem_score(stem)
         # In channels_last memory two channels take four times as long to interpolate as two planes.
-        logits = resize(half.float().contiguous(), images)
+        half = enlarge(coarse.float().contiguous(), self.pooled_by, stem) + self.stem_score(stem)
+        logits = enlarge(half.contiguous(), 2, images)
         sides: tuple[Tensor, ...] = ()
         if self.training:
             sides = tuple(side(f) for side, f in zip(self.sides, reversed(pyramid[:-1]), strict=True))
@@ -117,3 +124,14 @@ class TopDown(nn.Module):
 def resize(features: Tensor, like: Tensor) -> Tensor:
     """Interpolate N×C×h×w to the height and width of ``like``."""
     return functional.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def enlarge(features: Tensor, times: int, like: Tensor) -> Tensor:
+    """Interpolate to ``times`` the height and width, and cut what reaches over the edges of ``like``.
+
+    A stride rounds odd sides up: were features resized to ``like`` instead, they would be shifted against it,
+    by an amount that depends on the photo's size.
+    """
+    height, width = like.shape[-2:]
+    enlarged = functional.interpolate(features, scale_factor=times, mode="bilinear", align_corners=False)
+    return enlarged[..., :height, :width]

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bdnet.losses import bdnet_loss
+from bdnet.memory import keep_freed_memory
 from bdnet.model import has_fast_bfloat16
 from bdnet.networks import build
 from bdnet.preprocess import normalize
@@ -59,6 +60,7 @@ class Crops(IterableDataset[tuple[np.ndarray, np.ndarray, int]]):
 def main() -> int:
     """Train and tell the rate."""
     settings = tyro.cli(Settings, description=__doc__)
+    keep_freed_memory()
     recipe, cpu = default(), torch.device("cpu")
     net = build(settings.arch).to(memory_format=torch.channels_last).train()
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)

@@ -106,7 +106,6 @@ class Lab:
                 arch=experiment.arch,
                 recipe=experiment.recipe,
                 init=self.weights if experiment.pretrained else "none",
-                teacher=None,
                 workers=1,
                 seed=0,
                 validation_folds=0,

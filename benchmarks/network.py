@@ -1,8 +1,8 @@
-"""How near the network comes to this machine: ``python -m benchmarks.network [--compiled]``.
+"""How near the shipped networks come to this machine: ``python -m benchmarks.network [--compiled]``.
 
-Milliseconds of a photo of 640×448 in each way of running the same network, in turns, and how much that is of
-the rate of a bfloat16 matrix product (4096³, in the same turns). ``ready_s`` is how long the first photos
-take. Writes results/network.csv.
+Milliseconds of a photo of 10:7 at working size in each way of running a network, in turns, and how much that
+is of the rate of a bfloat16 matrix product (4096³, in the same turns). ``ready_s`` is how long the first
+photos take. Writes results/network.csv.
 """
 
 import statistics
@@ -10,20 +10,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bdnet.card import DEFAULT_MODEL, shipped_models
 from bdnet.engine import optimize
-from bdnet.model import CPU_BATCH, has_fast_bfloat16
-from bdnet.networks import build
+from bdnet.memory import keep_freed_memory
+from bdnet.model import Model, has_fast_bfloat16, read_network
 from bdnet.preprocess import normalize
 from benchmarks.command import write_csv
-from benchmarks.experiments import HEIGHT, WIDTH
 
-ARCHITECTURES = ("bdnet-topdown", "bdnet-resnet18")
 ROUNDS = 7
 MATRIX = 4096
 EAGER_BATCH = 8
@@ -37,8 +37,8 @@ class Settings:
     """Compile with torch.compile too: some minutes and a C++ compiler."""
 
 
-def ways(net: nn.Module, compiled: bool) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
-    """Each way to run the network: photos at a time, and uint8 N×H×W×3 to logits."""
+def ways(net: nn.Module, batch: int, compiled: bool) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
+    """Each way to run the network: photos at a time, and uint8 N×H×W×3 to logits; ``batch``: an audit's."""
     plain = net.to(memory_format=torch.channels_last)
 
     def autocast(run: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -59,62 +59,58 @@ def ways(net: nn.Module, compiled: bool) -> dict[str, tuple[int, Callable[[Tenso
 
     found = {
         "eager fp32": (EAGER_BATCH, autocast(plain, torch.float32)),
-        "fused fp32": (CPU_BATCH, fused(torch.float32)),
+        "fused fp32": (batch, fused(torch.float32)),
     }
     if has_fast_bfloat16(torch.device("cpu")):
         found["eager bf16"] = (EAGER_BATCH, autocast(plain, torch.bfloat16))
         found["fused bf16, 8 at a time"] = (EAGER_BATCH, fused(torch.bfloat16))
-        found["fused bf16"] = (CPU_BATCH, fused(torch.bfloat16))
+        found["fused bf16"] = (batch, fused(torch.bfloat16))
         if compiled:
             best = torch.compile(plain, dynamic=False, options={"freezing": True})
-            found["compiled bf16"] = (CPU_BATCH, autocast(best, torch.bfloat16))
+            found["compiled bf16"] = (batch, autocast(best, torch.bfloat16))
     return found
 
 
-def seconds(work: Callable[..., object], *arguments: Tensor) -> float:
-    """How long it takes."""
+def seconds_each(work: Callable[..., object], first: Tensor, *others: Tensor) -> float:
+    """How long it takes for each of what ``first`` holds."""
     began = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - began
+    work(first, *others)
+    return (time.perf_counter() - began) / len(first)
 
 
 def main() -> int:
     """Write results/network.csv."""
     settings = tyro.cli(Settings, description=__doc__)
+    keep_freed_memory()
     half = torch.randn(MATRIX, MATRIX).bfloat16()
-    rows = []
-    for arch in ARCHITECTURES:
-        torch.manual_seed(0)
-        net = build(arch).eval()
+    gflop: dict[str, float] = {}
+    runs: dict[tuple[str, str], Callable[[], float]] = {}
+    for name in shipped_models():
+        net, card = read_network(name)
+        width, height = card.working_size, round(card.working_size * 7 / 10)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(torch.zeros(1, 3, HEIGHT, WIDTH))
-        gflop = counter.get_total_flops() / 1e9
-        runners = ways(net, settings.compiled)
-        images = {
-            n: torch.randint(0, 256, (n, HEIGHT, WIDTH, 3), dtype=torch.uint8) for n, _ in runners.values()
-        }
-        ready = {name: seconds(run, images[n]) for name, (n, run) in runners.items()}
-        taken: dict[str, list[float]] = {name: [] for name in runners}
-        products = []
-        for _ in range(ROUNDS):
-            products.append(seconds(torch.matmul, half, half))
-            for name, (n, run) in runners.items():
-                taken[name].append(seconds(run, images[n]) / n)
-        product = 2 * MATRIX**3 / statistics.median(products) / 1e9
-        for name, its in taken.items():
-            each = statistics.median(its)
-            rows.append(
-                {
-                    "arch": arch,
-                    "way": name,
-                    "ms": f"{1000 * each:.1f}",
-                    "gflop": f"{gflop:.1f}",
-                    "gflop_per_s": f"{gflop / each:.0f}",
-                    "matrix_product_gflop_per_s": f"{product:.0f}",
-                    "of_matrix_product": f"{gflop / each / product:.2f}",
-                    "ready_s": f"{ready[name]:.1f}",
-                }
-            )
+            net(torch.zeros(1, 3, height, width))
+        gflop[name] = counter.get_total_flops() / 1e9
+        for way, (count, run) in ways(net.eval(), Model(net, card, "cpu").batch, settings.compiled).items():
+            images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
+            runs[name, way] = partial(seconds_each, run, images)
+    ready = {which: run() for which, run in runs.items()}
+    taken: dict[tuple[str, str], list[float]] = {which: [] for which in runs}
+    products = []
+    for _ in range(ROUNDS):
+        products.append(seconds_each(torch.matmul, half, half) * MATRIX)
+        for which, run in runs.items():
+            taken[which].append(run())
+    product = 2 * MATRIX**3 / statistics.median(products) / 1e9
+    rows = []
+    for (name, way), its in taken.items():
+        each = statistics.median(its)
+        row = {"model": name, "way": way, "ms": f"{1000 * each:.1f}", "gflop": f"{gflop[name]:.1f}"}
+        row["gflop_per_s"] = f"{gflop[name] / each:.0f}"
+        row["matrix_product_gflop_per_s"] = f"{product:.0f}"
+        row["of_matrix_product"] = f"{gflop[name] / each / product:.2f}"
+        row["default_takes_times_this"] = f"{statistics.median(taken[DEFAULT_MODEL, way]) / each:.2f}"
+        rows.append({**row, "ready_s": f"{ready[name, way]:.2f}"})
     write_csv("network", rows)
     return 0
 

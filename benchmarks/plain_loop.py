@@ -22,6 +22,7 @@ import tyro
 import bdnet
 from bdnet.card import DEFAULT_MODEL
 from bdnet.detect import measure
+from bdnet.memory import keep_freed_memory
 from bdnet.photo import Photo, decode
 from pipeline import storage
 from pipeline.execution import LARGEST_BLOCK
@@ -72,6 +73,7 @@ def main() -> int:
     """Work through SOURCE and tell when how many photos were written."""
     settings = tyro.cli(Settings, description=__doc__)
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     model = bdnet.load(settings.model)
     alike: defaultdict[tuple[int, ...], list[tuple[str, np.ndarray]]] = defaultdict(list)
     rows: list[dict[str, object]] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from bdnet.card import DEFAULT_MODEL, read_card
+from bdnet.card import DEFAULT_MODEL
 from benchmarks.command import RESULTS, read_csv, write_csv
 
 MEGAPIXELS = "3"
@@ -26,8 +26,7 @@ def rows_of(table: str, **values: str) -> list[dict[str, str]]:
 def main() -> int:
     """Write results/roofline.csv and its picture."""
     cores = os.cpu_count() or 1
-    arch = read_card(DEFAULT_MODEL).arch
-    [network] = rows_of("network", arch=arch, way="fused bf16")
+    [network] = rows_of("network", model=DEFAULT_MODEL, way="fused bf16")
     decoders = rows_of("decode", megapixels=MEGAPIXELS)
     fastest = min(decoders, key=lambda row: float(row["ms"]))
     [ours] = rows_of("decode", megapixels=MEGAPIXELS, decoder="bdnet")

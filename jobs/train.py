@@ -24,13 +24,12 @@ class Settings:
     arch: str
     """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
     recipe: Literal["paper", "default", "fast"] = "default"
-    """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-pool3 at 480 pixels."""
+    """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-slim at 480 pixels, begun with
+    a trained bdnet-topdown."""
     init: str = "imagenet"
     """Start: the encoder from imagenet (torchvision downloads it) or from path or URI of a .safetensors file;
     all of it from a trained model whose weights fit (shipped name, folder or URI; {fold} in it is the fold's
     number); or none."""
-    teacher: str | None = None
-    """Trained model to imitate, for --recipe fast (shipped name, folder or URI; {fold} as in --init)."""
     workers: int = 1
     """Data-parallel workers, each on a GPU where the cluster has them."""
     epochs: int | None = None
@@ -59,8 +58,6 @@ def work(settings: Settings) -> dict[str, Any]:
         raise UsageError("--folds must be at least 2")
     if settings.all_photos and settings.folds is not None:
         raise UsageError("--folds holds photos out, --all-photos holds out none; give one of them")
-    if settings.teacher is not None and not recipe.teacher_weight:
-        raise UsageError(f"--recipe {recipe.name} listens to no teacher; leave --teacher out, or use fast")
     out = storage.normalize(settings.out)
     one = TrainingSettings(
         patches=storage.normalize(settings.patches),
@@ -68,7 +65,6 @@ def work(settings: Settings) -> dict[str, Any]:
         arch=settings.arch,
         recipe=recipe,
         init=settings.init,
-        teacher=settings.teacher,
         workers=settings.workers,
         seed=settings.seed,
         validation_folds=0 if settings.all_photos else settings.folds or VALIDATION_FOLDS,
@@ -89,8 +85,6 @@ def _public_arguments(settings: Settings) -> list[str]:
     """The command for the card, with the last part of each path: where files lay is nobody's business."""
     arguments = [settings.patches.rstrip("/").rsplit("/", 1)[-1], "--out", "OUT", "--arch", settings.arch]
     arguments += ["--recipe", settings.recipe, "--init", settings.init.rsplit("/", 1)[-1]]
-    if settings.teacher is not None:
-        arguments += ["--teacher", settings.teacher.rstrip("/").rsplit("/", 1)[-1]]
     arguments += ["--workers", str(settings.workers), "--seed", str(settings.seed), "--terms", settings.terms]
     if settings.epochs is not None:
         arguments += ["--epochs", str(settings.epochs)]

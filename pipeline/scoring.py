@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
-import bdnet
 from bdnet import metrics
+from bdnet.memory import keep_freed_memory
 from bdnet.photo import decode
 from bdnet.refine import Refinement, refine
 from pipeline import dataset, storage
@@ -94,8 +93,14 @@ class Detector:
     """Scores the network on ITEM rows; an actor, so that the network is loaded once."""
 
     def __init__(self, model: str, threshold: Threshold, refinement: Refinement, threads: int) -> None:
+        # Not above: the driver and the tasks that read do without torch.
+        import torch
+
+        from bdnet.model import load
+
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        self.model = bdnet.load(model)
+        keep_freed_memory()
+        self.model = load(model)
         self.threshold = threshold
         self.refinement = refinement
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from bdnet.detect import Detection, measure
-from bdnet.memory import MemoryBudget
+from bdnet.memory import MemoryBudget, keep_freed_memory
 from bdnet.photo import Limits, Photo, decode
 from pipeline import decoding, storage
 from pipeline.fetch import fetch
@@ -146,6 +146,7 @@ class Detector:
 
         # Planned from logical CPUs, which may be more than the cores of this node.
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        keep_freed_memory()
         self._model = load(model)
         if self._model.card.digest != digest:
             raise ValueError(

@@ -16,15 +16,14 @@ import ray.train.torch
 import safetensors.torch
 import torch
 import torch.distributed
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bdnet.augment import cutmix
 from bdnet.card import Card
 from bdnet.losses import bdnet_loss
+from bdnet.memory import keep_freed_memory
 from bdnet.metrics import scores
-from bdnet.model import Model, has_fast_bfloat16, load
+from bdnet.model import Model, has_fast_bfloat16
 from bdnet.networks import build
 from bdnet.preprocess import normalize
 from bdnet.recipes import Recipe
@@ -38,13 +37,11 @@ VALIDATE_EVERY = 5  # epochs; the last one always
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Everything a worker needs. ``pretrained`` names the tensors that were trained before; ``teacher`` is a
-    model to imitate."""
+    """Everything a worker needs. ``pretrained`` names the tensors that were trained before."""
 
     arch: str
     recipe: Recipe
     start: str
-    teacher: str | None
     pretrained: tuple[str, ...]
     steps_per_epoch: int
     shards: tuple[str, ...]
@@ -83,6 +80,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     device = ray.train.torch.get_device()
     # Ray takes threads from a worker's logical CPUs; the cores are for this node's workers to share.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    keep_freed_memory()
 
     net = build(config.arch)
     net.load_state_dict(safetensors.torch.load(storage.read_bytes(config.start)))
@@ -105,7 +103,6 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
         metrics, history = checkpoint["metrics"], checkpoint["history"]
-    teacher = load(config.teacher, device) if config.teacher else None
     # All processes hold the same weights already: Ray wraps for gradients only.
     parallel = ray.train.torch.prepare_model(net)
 
@@ -114,10 +111,8 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     began, epochs_began = time.monotonic(), first
     for epoch in range(first, recipe.epochs):
         torch.manual_seed(config.seed * 1_000_003 + epoch * world + rank)  # dropout
-        mixing = np.random.default_rng([config.seed, epoch, rank])
         epoch_began = time.monotonic()
-        mixed = _mixed(batches, config, mixing, device)
-        loss = _train_epoch(parallel, net, averaged, optimizer, schedule, mixed, teacher, config, epoch)
+        loss = _train_epoch(parallel, net, averaged, optimizer, schedule, batches, config, epoch, device)
         now: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": time.monotonic() - epoch_began}
         seconds = time.monotonic() - began
         samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
@@ -191,10 +186,10 @@ def _train_epoch(
     averaged: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
-    teacher: Model | None,
+    batches: Iterator[dict[str, torch.Tensor]],
     config: LoopConfig,
     epoch: int,
+    device: torch.device,
 ) -> float:
     """One epoch; returns the mean loss of this worker."""
     recipe = config.recipe
@@ -205,12 +200,15 @@ def _train_epoch(
         encoder.eval()
     total = 0.0
     for _ in range(config.steps_per_epoch):
-        image, mask, kind = next(batches)
-        taught = _taught(teacher, image, recipe.working_size) if teacher else None
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=has_fast_bfloat16(image.device)):
-            output = parallel(normalize(image))
+        batch = next(batches)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
+            output = parallel(normalize(batch["image"].to(device)))
         loss = bdnet_loss(
-            output, mask, kind, recipe.kind_weight, recipe.region_weight, taught, recipe.teacher_weight
+            output,
+            batch["mask"].to(device).long(),
+            batch["kind"].to(device),
+            recipe.kind_weight,
+            recipe.region_weight,
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -223,33 +221,6 @@ def _train_epoch(
             averaged.update_parameters(net)
         total += loss.item()
     return total / config.steps_per_epoch
-
-
-def _mixed(
-    batches: Iterator[dict[str, Tensor]],
-    config: LoopConfig,
-    rng: np.random.Generator,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Image, mask (1 = blurred) and kind of each batch on ``device``."""
-    for batch in batches:
-        one = (batch["image"].to(device), batch["mask"].to(device).long(), batch["kind"].to(device))
-        probability = config.recipe.augmentation.cutmix
-        yield cutmix(*one, probability, rng) if probability else one
-
-
-def _taught(teacher: Model, images: Tensor, working_size: int) -> Tensor:
-    """What a teacher says of crops, uint8 N×C×C×3 of photos of ``working_size``, seen at its own size: the
-    probability that each pixel is blurred, float32 N×C×C."""
-    crop = images.shape[1]
-    side = round(crop * teacher.card.working_size / working_size)
-    planes = images.permute(0, 3, 1, 2).float()
-    seen = functional.interpolate(planes, (side, side), mode="bilinear", align_corners=False)
-    pixels = seen.round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    batches = np.array_split(pixels, -(-len(pixels) // teacher.batch))
-    said = np.concatenate([probability for probability, _ in teacher.predict_all(batches)])
-    probability = torch.from_numpy(said)[:, None].to(images.device)
-    return functional.interpolate(probability, (crop, crop), mode="bilinear", align_corners=False)[:, 0]
 
 
 def _validate(

@@ -57,8 +57,6 @@ class TrainingSettings:
     arch: str
     recipe: Recipe
     init: str
-    # A model to imitate, for recipes that give its word a weight.
-    teacher: str | None
     workers: int
     seed: int
     # Every how manieth photo of each kind is held out (0: none), and which of the folds this run holds out.
@@ -199,14 +197,16 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
         return _encoder_filled(net, load_imagenet(net.get_submodule("encoder")))
     if not init.endswith(".safetensors"):
         trained, card = models.read_network(init)
+        # A decoder may be a part of the trained one; an encoder with blocks left out makes no sense.
+        needed = net.state_dict().keys() | _encoder_names(trained)
         try:
-            net.load_state_dict(trained.state_dict())
+            net.load_state_dict({name: t for name, t in trained.state_dict().items() if name in needed})
         except RuntimeError as error:
             raise ValueError(
                 f"the weights of {init}, a {card.arch}, don't fit {arch}: give --arch {card.arch}, or weights"
                 " of an encoder as .safetensors"
             ) from error
-        said = f"all weights of {init.rstrip('/').rsplit('/', 1)[-1]} ({card.digest[:12]})"
+        said = f"all weights from {init.rstrip('/').rsplit('/', 1)[-1]} ({card.digest[:12]})"
         return Start(net, tuple(net.state_dict()), said)
     fs, path = fsspec.core.url_to_fs(init)
     try:
@@ -216,12 +216,17 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
     return _encoder_filled(net, load_state(net.get_submodule("encoder"), state, path.rsplit("/", 1)[-1]))
 
 
+def _encoder_names(net: nn.Module) -> set[str]:
+    """Names of the encoder's tensors in a whole network."""
+    return {name for name in net.state_dict() if name.startswith("encoder.")}
+
+
 def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
     return Start(net, tuple(f"encoder.{name}" for name in report.loaded), str(report))
 
 
 def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
-    """Refuse to begin with or imitate a model that was trained on photos of ``patches`` that validate now.
+    """Refuse to begin with a model that was trained on photos of ``patches`` that validate now.
 
     Where that can't be told, because it was trained on other patches, say so.
 
@@ -236,7 +241,7 @@ def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
     elif not set(validation) <= set(data["validation_photos"]):
         raise ValueError(
             f"{init} was trained on photos that this run holds out, and their scores would mean nothing. Use"
-            " --all-photos, or give each fold the model of the same fold: OUT/fold-{fold}/model"
+            " --all-photos, or begin each fold with the model of the same fold: --init OUT/fold-{fold}/model"
         )
 
 
@@ -255,8 +260,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
             f"an epoch of {the_plan.crops_per_epoch} crops is less than one batch of {recipe.batch_size} on "
             f"{settings.workers} workers; use fewer workers or more patches"
         )
-    for known in filter(None, (settings.init, settings.teacher)):
-        check_unseen(known, settings.patches, the_plan.validation)
+    check_unseen(settings.init, settings.patches, the_plan.validation)
     net, pretrained, said = initial_network(settings.arch, settings.init, settings.seed)
     print(f"start: {said}", file=sys.stderr)
     start = f"{settings.out}/start.safetensors"
@@ -264,7 +268,6 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         arch=settings.arch,
         recipe=recipe,
         start=start,
-        teacher=settings.teacher,
         pretrained=pretrained,
         steps_per_epoch=steps_per_epoch,
         shards=the_plan.shards,
@@ -306,7 +309,6 @@ def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, An
             out=f"{settings.out}/fold-{fold}",
             fold=fold,
             init=settings.init.replace("{fold}", str(fold)),
-            teacher=settings.teacher and settings.teacher.replace("{fold}", str(fold)),
         )
         for fold in folds
     ]
@@ -382,8 +384,7 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
 
 def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
     """What must not change between a run and its resumption."""
-    fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.teacher, settings.seed]
-    fixed.append(settings.workers)
+    fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.seed, settings.workers]
     fixed += [asdict(the_plan), manifest_digest(settings.patches)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
@@ -405,7 +406,6 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
             "command": settings.command,
             "recipe": asdict(settings.recipe),
             "init": start,
-            "teacher": None if settings.teacher is None else read_card(settings.teacher).digest,
             "seed": settings.seed,
             "workers": settings.workers,
             "crops_per_epoch": the_plan.crops_per_epoch,

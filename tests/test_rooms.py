@@ -62,7 +62,10 @@ def test_bdnet_comes_up_without_ray_and_the_other_rooms():
 
 def test_only_detectors_pay_for_torch():
     # It takes seconds and hundreds of MB, in the driver and in each worker that decodes or writes.
-    code = "import sys, jobs.audit, pipeline.steps; print('torch' in sys.modules)"
+    code = (
+        "import sys, jobs.audit, jobs.evaluate, pipeline.steps, pipeline.scoring\n"
+        "print('torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "False"

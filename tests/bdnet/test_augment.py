@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdnet.augment import Augmentation, cutmix, disk_kernel, motion_kernel, random_crop
-from bdnet.losses import IGNORED_KIND
+from bdnet.augment import Augmentation, disk_kernel, motion_kernel, random_crop
 from bdnet.output import BLUR_KINDS
 from bdnet.recipes import RECIPES
 
@@ -185,36 +183,3 @@ def test_level_and_upright_motion_stay_on_their_axis():
     assert np.flatnonzero(level.sum(axis=1)).tolist() == [level.shape[0] // 2]
     assert np.count_nonzero(level) == 9
     assert np.allclose(motion_kernel(9, np.pi / 2), level.T, atol=1e-6)
-
-
-def crops_of_one_value_each(count: int, side: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images whose every pixel is their number in the batch, and masks likewise."""
-    numbers = torch.arange(count)[:, None, None].expand(count, side, side)
-    return numbers[..., None].expand(-1, -1, -1, 3).to(torch.uint8), numbers.clone()
-
-
-def test_a_pasted_rectangle_is_the_next_crops_in_image_and_mask_alike() -> None:
-    images, masks = crops_of_one_value_each(6)
-    kinds = torch.tensor([0, 0, 1, 1, IGNORED_KIND, 1])
-    mixed, mixed_masks, mixed_kinds = cutmix(images, masks, kinds, 1.0, np.random.default_rng(0))
-    assert torch.equal(mixed, mixed_masks[..., None].expand_as(mixed).to(torch.uint8))
-    for index, mask in enumerate(mixed_masks):
-        assert set(mask.unique().tolist()) == {index, (index + 1) % 6}
-        rows, columns = torch.where(mask != index)
-        height, width = (int(where.max() - where.min()) + 1 for where in (rows, columns))
-        assert height * width == len(rows)
-        assert 0.3 * 40 <= min(height, width) <= max(height, width) <= 0.7 * 40
-    # Motion and motion, motion and defocus, defocus and defocus, …
-    assert mixed_kinds.tolist() == [0, IGNORED_KIND, 1, IGNORED_KIND, IGNORED_KIND, IGNORED_KIND]
-
-
-def test_mixing_is_seeded_as_frequent_as_asked_for_and_leaves_the_batch_as_it_was() -> None:
-    images, masks = crops_of_one_value_each(200, side=10)
-    kinds = torch.zeros(200, dtype=torch.int64)
-    before = images.clone(), masks.clone()
-    once, again, other = (cutmix(images, masks, kinds, 0.25, np.random.default_rng(n)) for n in (1, 1, 2))
-    assert torch.equal(once[0], again[0])
-    assert not torch.equal(once[0], other[0])
-    assert torch.equal(images, before[0])
-    assert torch.equal(masks, before[1])
-    assert 0.15 < (once[1] != masks).flatten(1).any(dim=1).float().mean() < 0.35

@@ -137,18 +137,3 @@ def test_half_precision_outputs_are_summed_in_float32():
     said = Output(*(part.detach().bfloat16() for part in output()[:2]))
     total = bdnet_loss(said, masks(), torch.tensor([MOTION, DEFOCUS, DEFOCUS]), 0.2, 1.0)
     assert total.dtype == torch.float32
-
-
-def test_a_teachers_word_takes_its_share_of_the_masks_cross_entropy():
-    mask = masks()
-    logits = torch.randn(*mask.shape, 2).movedim(-1, 1)
-    alone = segmentation_loss(logits, mask, 0.5)
-    assert segmentation_loss(logits, mask, 0.5, taught=mask.float(), teacher_weight=0.7) == pytest.approx(
-        alone.item(), abs=1e-6
-    )
-    unsure = torch.full(mask.shape, 0.5)
-    hard, soft = (segmentation_loss(logits, mask, 0.0, unsure, weight).item() for weight in (0.0, 1.0))
-    assert soft == pytest.approx(-functional.log_softmax(logits, dim=1).mean().item(), abs=1e-6)
-    assert segmentation_loss(logits, mask, 0.0, unsure, 0.25).item() == pytest.approx(
-        0.25 * soft + 0.75 * hard, abs=1e-6
-    )

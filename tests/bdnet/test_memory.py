@@ -1,5 +1,8 @@
-"""The bound on memory: who asks for too much waits, and nobody for ever."""
+"""The bound on memory: who asks for too much waits, and nobody for ever. What was freed stays."""
 
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -57,3 +60,26 @@ def test_a_failure_gives_back_what_it_held():
             fail()
     with budget.reserve(100):
         pass
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("kept", "faults"), [("", "many"), ("keep_freed_memory()", "none")])
+def test_a_process_keeps_the_memory_that_it_needs_again(kept, faults):
+    code = f"""
+import resource
+import numpy as np
+from bdnet.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.ones(40 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+{kept}
+faults()
+count = faults()
+print("none" if count < 100 else "many")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == faults

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet import model as models
@@ -16,6 +17,7 @@ from bdnet.losses import bdnet_loss
 from bdnet.networks import ARCHITECTURES, build
 from bdnet.preprocess import normalize
 from bdnet.segnet import SegNet
+from bdnet.topdown import enlarge
 
 COMPARED = ("fcn8s-vgg16", "unet", "segnet", "dss")
 STEPS = 80
@@ -56,10 +58,8 @@ def test_the_default_network_costs_no_more_than_30_gflop_at_working_size():
     assert 2 * macs(on_meta("bdnet-topdown"), 448, 640) < 30
 
 
-def test_pooled_by_three_the_default_network_costs_half_and_takes_the_same_weights():
-    whole, pooled = on_meta("bdnet-topdown"), on_meta("bdnet-topdown-pool3")
-    assert macs(pooled, 448, 640) < macs(whole, 448, 640) / 2
-    pooled.load_state_dict(whole.state_dict())
+def test_the_slim_network_costs_half_of_the_default_one():
+    assert macs(on_meta("bdnet-topdown-slim"), 448, 640) < macs(on_meta("bdnet-topdown"), 448, 640) / 2
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -69,6 +69,20 @@ def test_the_map_has_the_photos_size_however_odd(arch):
         assert output.logits.shape == (2, 2, *size)
         assert output.sides == ()
         assert output.kind_logits is None or output.kind_logits.shape == (2, 2)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_features_that_grow_again_lie_where_they_lay_whatever_the_photos_size(times):
+    for side in range(24, 31):
+        ramp = torch.arange(side, dtype=torch.float32).expand(1, 1, side, side)
+        coarse = functional.max_pool2d(ramp, times, ceil_mode=True)
+        fine = enlarge(coarse, times, ramp)
+        assert fine.shape == ramp.shape
+        # A cell's maximum is its last pixel: half a cell after its middle.
+        inside = slice(times, -times)
+        expected = ramp[..., inside] + (times - 1) / 2
+        # The last cell is cut where the side is no multiple.
+        assert torch.allclose(fine[..., inside][..., : -2 * times], expected[..., : -2 * times])
 
 
 @pytest.mark.parametrize("stride", [32, 16, 8, 4, 2])
@@ -187,7 +201,7 @@ def four_photos(side=64):
 LEARNERS = [
     *(
         pytest.param(arch, id=arch)
-        for arch in ("bdnet-topdown", "bdnet-topdown-pool3", "bdnet-resnet18", "bdnet-typed-resnet18")
+        for arch in ("bdnet-topdown", "bdnet-topdown-slim", "bdnet-resnet18", "bdnet-typed-resnet18")
     ),
     *(pytest.param(arch, id=arch, marks=pytest.mark.long) for arch in (*COMPARED, *ON_RESNET18)),
 ]

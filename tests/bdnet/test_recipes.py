@@ -33,8 +33,7 @@ def test_a_recipe_is_found_under_its_own_name():
     ]
 
 
-def test_the_fast_recipe_shows_the_same_windows_of_a_photo_at_the_scale_of_its_working_size():
-    usual, fast = default(), RECIPES["fast"]()
-    shrink = usual.working_size / fast.working_size
-    assert fast.augmentation.scale == pytest.approx([shrink * edge for edge in usual.augmentation.scale])
-    assert fast.augmentation.crop * shrink == pytest.approx(usual.augmentation.crop, rel=0.07)
+def test_the_fast_recipe_shows_windows_of_a_photo_about_as_large_as_the_default_one_does():
+    usual, fast = default().augmentation, RECIPES["fast"]().augmentation
+    for ours, its in zip(usual.scale, fast.scale, strict=True):
+        assert fast.crop * its == pytest.approx(usual.crop * ours, rel=0.2)

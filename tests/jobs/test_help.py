@@ -23,7 +23,6 @@ COMMANDS = {
         "--arch": None,
         "--recipe": "default",
         "--init": "imagenet",
-        "--teacher": "None",
         "--workers": "1",
         "--epochs": "None",
         "--folds": "None",

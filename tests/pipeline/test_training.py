@@ -1,5 +1,4 @@
 import io
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline.patches import manifest_digest
 from pipeline.schema import PATCHES
-from pipeline.train_loop import LoopConfig, _optimizer, _schedule, _taught, read_checkpoint
+from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
 from pipeline.training import Plan, check_unseen, crops_of, initial_network, passes, plan, validation_photos
 
 
@@ -162,7 +161,6 @@ def loop_config(tmp_path: Path, **changes: object) -> LoopConfig:
         "arch": "bdnet-resnet18",
         "recipe": default(),
         "start": "",
-        "teacher": None,
         "pretrained": ("encoder.conv1.weight", "encoder.bn1.weight"),
         "steps_per_epoch": 10,
         "shards": (),
@@ -237,6 +235,18 @@ def test_training_begins_with_a_trained_model_of_the_same_arch(tmp_path: Path) -
         initial_network("bdnet-resnet34", str(tmp_path))
 
 
+def test_a_part_of_a_trained_decoder_is_a_start_and_a_part_of_an_encoder_is_none(tmp_path: Path) -> None:
+    whole = build("bdnet-topdown")
+    models.save(whole, str(tmp_path / "whole"), {"arch": "bdnet-topdown"})
+    net, pretrained, _ = initial_network("bdnet-topdown-slim", str(tmp_path / "whole"))
+    assert torch.equal(net.kind.weight, whole.kind.weight.half().float())
+    assert {name for name, _ in net.named_parameters()} <= set(pretrained)
+    # ResNet-34's first blocks have ResNet-18's names and shapes.
+    models.save(build("bdnet-resnet34"), str(tmp_path / "deeper"), {"arch": "bdnet-resnet34"})
+    with pytest.raises(ValueError, match="give --arch bdnet-resnet34"):
+        initial_network("bdnet-resnet18", str(tmp_path / "deeper"))
+
+
 def test_a_model_that_was_trained_on_photos_that_are_held_out_is_no_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,21 +275,3 @@ def test_layers_without_initial_weights_are_the_same_for_the_same_seed() -> None
     heads = [initial_network("bdnet-resnet18", "none", seed)[0].kind.weight for seed in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
-
-
-def test_a_teacher_sees_crops_at_its_own_working_size_and_answers_at_theirs() -> None:
-    seen: list[tuple[int, ...]] = []
-    teacher = models.load("bdnet-resnet18", "cpu")
-    predict_all = teacher.predict_all
-
-    def watched(batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        seen.extend(batch.shape for batch in batches)
-        return predict_all(batches)
-
-    teacher.predict_all = watched  # type: ignore[method-assign]
-    crops = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
-    taught = _taught(teacher, crops, working_size=320)
-    assert sum(shape[0] for shape in seen) == 3
-    assert {shape[1:] for shape in seen} == {(128, 128, 3)}  # made for 640
-    assert taught.shape == (3, 64, 64)
-    assert 0 <= taught.min() <= taught.max() <= 1
