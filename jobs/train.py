@@ -50,10 +50,13 @@ VALIDATION_FOLDS = 10
 def work(settings: Settings) -> dict[str, Any]:
     """Train one network, or one for each fold."""
     recipe = RECIPES[settings.recipe]()
-    if settings.epochs is not None:
-        recipe = replace(recipe, epochs=settings.epochs)
-    if settings.workers < 1 or recipe.epochs < 1:
+    if settings.workers < 1 or (settings.epochs is not None and settings.epochs < 1):
         raise UsageError("--workers and --epochs must be at least 1")
+    if settings.epochs is not None:
+        try:
+            recipe = replace(recipe, epochs=settings.epochs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     if settings.folds is not None and settings.folds < 2:
         raise UsageError("--folds must be at least 2")
     if settings.all_photos and settings.folds is not None:

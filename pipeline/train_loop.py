@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 import torch.distributed
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from bdnet.card import Card
 from bdnet.losses import bdnet_loss
@@ -85,11 +85,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     net = build(config.arch)
     net.load_state_dict(safetensors.torch.load(storage.read_bytes(config.start)))
     net.to(device).to(memory_format=torch.channels_last)
-    averaged = (
-        AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        if recipe.ema
-        else None
-    )
+    averaged = _averaged(net, recipe)
     optimizer = _optimizer(net, config)
     schedule = _schedule(optimizer, config)
     checkpoint = read_checkpoint(config)
@@ -99,7 +95,7 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         net.load_state_dict(checkpoint["network"])
         if averaged:
             averaged.module.load_state_dict(checkpoint["averaged"])
-            averaged.n_averaged.fill_(checkpoint["steps"])
+            averaged.n_averaged.fill_(checkpoint["averages"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
         metrics, history = checkpoint["metrics"], checkpoint["history"]
@@ -113,12 +109,15 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         torch.manual_seed(config.seed * 1_000_003 + epoch * world + rank)  # dropout
         epoch_began = time.monotonic()
         loss = _train_epoch(parallel, net, averaged, optimizer, schedule, batches, config, epoch, device)
+        if averaged and recipe.cycles > 1 and (epoch + 1) % (recipe.epochs // recipe.cycles) == 0:
+            averaged.update_parameters(net)
         now: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": time.monotonic() - epoch_began}
         seconds = time.monotonic() - began
         samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
         last = epoch + 1 == recipe.epochs
         if config.validation and (last or (epoch + 1) % VALIDATE_EVERY == 0):
-            now |= _validate(averaged.module if averaged else net, config, rank, world, device)
+            known = averaged.module if averaged and averaged.n_averaged else net
+            now |= _validate(known, config, rank, world, device)
         history.append(now)
         metrics |= {**now, "samples_per_second": round(samples / seconds, 2)}
         if rank == 0:
@@ -126,6 +125,15 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
             left = seconds / (epoch + 1 - epochs_began) * (recipe.epochs - epoch - 1)
             storage.write_bytes(config.progress, json.dumps({**metrics, "seconds_left": left}).encode())
         ray.train.report(metrics)
+
+
+def _averaged(net: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    """What is validated and exported, where that isn't the last weights: a running or an equal mean."""
+    if recipe.ema:
+        return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    if recipe.cycles > 1:
+        return AveragedModel(net, avg_fn=get_swa_avg_fn(), use_buffers=True)
+    return None
 
 
 def _batches(config: LoopConfig, world: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -166,16 +174,17 @@ def _optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: LoopConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """A factor on the rates per step: constant, or up over a tenth of the run and down along a cosine."""
-    total = config.recipe.epochs * config.steps_per_epoch
+    """A factor on the rates per step: constant, or up over a tenth of a cycle and down along a cosine."""
+    total = config.recipe.epochs // config.recipe.cycles * config.steps_per_epoch
     warmup = max(1, total // 10)
 
     def factor(step: int) -> float:
         if config.recipe.schedule == "constant":
             return 1.0
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        at = step % total
+        if at < warmup:
+            return (at + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (at - warmup) / max(1, total - warmup)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -217,7 +226,7 @@ def _train_epoch(
                 parameter.grad = None
         optimizer.step()
         schedule.step()
-        if averaged:
+        if averaged and recipe.ema:
             averaged.update_parameters(net)
         total += loss.item()
     return total / config.steps_per_epoch
@@ -259,9 +268,9 @@ def _write_checkpoint(
         {
             "fingerprint": config.fingerprint,
             "epoch": epoch,
-            "steps": epoch * config.steps_per_epoch,
             "network": net.state_dict(),
             "averaged": averaged.module.state_dict() if averaged else None,
+            "averages": int(averaged.n_averaged) if averaged else 0,
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "metrics": metrics,

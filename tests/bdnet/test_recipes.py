@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from bdnet.augment import Augmentation
@@ -37,3 +39,8 @@ def test_the_fast_recipe_shows_windows_of_a_photo_about_as_large_as_the_default_
     usual, fast = default().augmentation, RECIPES["fast"]().augmentation
     for ours, its in zip(usual.scale, fast.scale, strict=True):
         assert fast.crop * its == pytest.approx(usual.crop * ours, rel=0.2)
+
+
+def test_cycles_are_of_equal_length():
+    with pytest.raises(ValueError, match="choose a multiple of that many epochs, not 22"):
+        replace(RECIPES["fast"](), epochs=22)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from bdnet import model as models
 from bdnet.encoder import load_state
@@ -16,7 +17,7 @@ from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline.patches import manifest_digest
 from pipeline.schema import PATCHES
-from pipeline.train_loop import LoopConfig, _optimizer, _schedule, read_checkpoint
+from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, read_checkpoint
 from pipeline.training import Plan, check_unseen, crops_of, initial_network, passes, plan, validation_photos
 
 
@@ -198,6 +199,36 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero(tmp_path: Path) -> None:
     assert max(rates) == pytest.approx(default().learning_rate)
     assert rates.index(max(rates)) in range(8, 12)
     assert rates[-1] < 0.01 * default().learning_rate
+
+
+def test_the_rates_rise_and_fall_once_in_each_cycle(tmp_path: Path) -> None:
+    recipe = replace(default(), epochs=10, cycles=2)
+    config = loop_config(tmp_path, recipe=recipe)  # 10 steps an epoch
+    optimizer = _optimizer(build("bdnet-resnet18"), config)
+    schedule = _schedule(optimizer, config)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[-1]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:50] == rates[50:]
+    assert rates[49] < 0.01 * recipe.learning_rate < rates[50]
+
+
+def test_the_weights_at_the_ends_of_cycles_weigh_alike() -> None:
+    net = build("bdnet-resnet18")
+    averaged = _averaged(net, replace(default(), ema=0.0, cycles=3))
+    assert averaged is not None
+    norm = net.encoder.bn1
+    assert isinstance(norm, nn.BatchNorm2d)
+    for value in (1.0, 2.0, 6.0):
+        nn.init.constant_(norm.weight, value)
+        assert norm.running_mean is not None
+        norm.running_mean.fill_(value)
+        averaged.update_parameters(net)
+    mean = averaged.module.encoder.bn1
+    assert torch.allclose(mean.weight, torch.tensor(3.0))
+    assert torch.allclose(mean.running_mean, torch.tensor(3.0))
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
