@@ -32,7 +32,7 @@ from pipeline.patches import decode_patch, read_shard
 from pipeline.scoring import score
 
 SHUFFLE_BUFFER = 512  # crops
-VALIDATE_EVERY = 5  # epochs; the last one always
+VALIDATE_EVERY = 5  # epochs; the last one always; of several runs the last one of each
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
     keep_freed_memory()
 
     net = build(config.arch)
-    net.load_state_dict(safetensors.torch.load(storage.read_bytes(config.start)))
+    start = safetensors.torch.load(storage.read_bytes(config.start))
+    net.load_state_dict(start)
     net.to(device).to(memory_format=torch.channels_last)
     averaged = _averaged(net, recipe)
     optimizer = _optimizer(net, config)
@@ -104,20 +105,28 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
 
     batches = _batches(config, world)
     first = checkpoint["epoch"] if checkpoint else 0
+    epochs_of_run = recipe.epochs // recipe.runs
+    validate_every = VALIDATE_EVERY if recipe.runs == 1 else epochs_of_run
     began, epochs_began = time.monotonic(), first
     for epoch in range(first, recipe.epochs):
+        epoch_of_run = epoch % epochs_of_run
+        if epoch and epoch_of_run == 0:
+            net.load_state_dict(start)
+            optimizer = _optimizer(net, config)
+            schedule = _schedule(optimizer, config)
         torch.manual_seed(config.seed * 1_000_003 + epoch * world + rank)  # dropout
         epoch_began = time.monotonic()
-        loss = _train_epoch(parallel, net, averaged, optimizer, schedule, batches, config, epoch, device)
-        if averaged and recipe.cycles > 1 and (epoch + 1) % (recipe.epochs // recipe.cycles) == 0:
+        loss = _train_epoch(
+            parallel, net, averaged, optimizer, schedule, batches, config, epoch_of_run, device
+        )
+        if averaged and recipe.runs > 1 and epoch_of_run + 1 == epochs_of_run:
             averaged.update_parameters(net)
         now: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": time.monotonic() - epoch_began}
         seconds = time.monotonic() - began
         samples = (epoch + 1 - epochs_began) * config.steps_per_epoch * recipe.batch_size * world
         last = epoch + 1 == recipe.epochs
-        if config.validation and (last or (epoch + 1) % VALIDATE_EVERY == 0):
-            known = averaged.module if averaged and averaged.n_averaged else net
-            now |= _validate(known, config, rank, world, device)
+        if config.validation and (last or (epoch + 1) % validate_every == 0):
+            now |= _validate(averaged.module if averaged else net, config, rank, world, device)
         history.append(now)
         metrics |= {**now, "samples_per_second": round(samples / seconds, 2)}
         if rank == 0:
@@ -128,10 +137,10 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
 
 
 def _averaged(net: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """What is validated and exported, where that isn't the last weights: a running or an equal mean."""
+    """What is validated and exported instead of the last weights: their running mean, or the runs' mean."""
     if recipe.ema:
         return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    if recipe.cycles > 1:
+    if recipe.runs > 1:
         return AveragedModel(net, avg_fn=get_swa_avg_fn(), use_buffers=True)
     return None
 
@@ -174,17 +183,16 @@ def _optimizer(net: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: LoopConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """A factor on the rates per step: constant, or up over a tenth of a cycle and down along a cosine."""
-    total = config.recipe.epochs // config.recipe.cycles * config.steps_per_epoch
+    """A factor on the rates per step: constant, or up over a tenth of a run and down along a cosine."""
+    total = config.recipe.epochs // config.recipe.runs * config.steps_per_epoch
     warmup = max(1, total // 10)
 
     def factor(step: int) -> float:
         if config.recipe.schedule == "constant":
             return 1.0
-        at = step % total
-        if at < warmup:
-            return (at + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (at - warmup) / max(1, total - warmup)))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

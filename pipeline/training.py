@@ -410,7 +410,13 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
             "workers": settings.workers,
             "crops_per_epoch": the_plan.crops_per_epoch,
             "samples_per_second": metrics["samples_per_second"],
-            "exported": "The weights after the last epoch; validation photos chose nothing.",
+            "exported": f"{_exported(settings.recipe)}; validation photos chose nothing.",
         },
         "scores": {"validation": {name: metrics[name] for name in metrics if name.startswith("val_")}},
     }
+
+
+def _exported(recipe: Recipe) -> str:
+    if recipe.runs > 1:
+        return f"The mean of the last weights of {recipe.runs} runs from the same start"
+    return "The running mean of the weights" if recipe.ema else "The weights after the last epoch"

@@ -41,6 +41,6 @@ def test_the_fast_recipe_shows_windows_of_a_photo_about_as_large_as_the_default_
         assert fast.crop * its == pytest.approx(usual.crop * ours, rel=0.2)
 
 
-def test_cycles_are_of_equal_length():
-    with pytest.raises(ValueError, match="choose a multiple of that many epochs, not 22"):
-        replace(RECIPES["fast"](), epochs=22)
+def test_runs_are_of_equal_length():
+    with pytest.raises(ValueError, match="choose a multiple of that many epochs, not 19"):
+        replace(RECIPES["fast"](), epochs=19)
