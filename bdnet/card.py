@@ -13,9 +13,9 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 # Raise it when ``preprocess.normalize`` gives the network other values: models are bound to it.
 PREPROCESSING_VERSION = "1"
-# Raise it when a network of the same weights says something else: photos are audited anew. Version 2:
-# ``bdnet-topdown`` enlarges odd sides without a shift.
-NETWORKS_VERSION = "2"
+# Raised when a network of the same weights says something else: its photos are audited anew. Version 2:
+# odd sides are enlarged without a shift.
+ARCH_VERSIONS = {"bdnet-topdown": "2"}
 WORKING_SIZE = 640  # long side, pixels
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bdnet.output import CLASSES
 
@@ -42,6 +43,17 @@ def bilinear_upsampling(channels: int) -> nn.ConvTranspose2d:
         for channel in range(channels):
             deconv.weight[channel, channel] = ramp[:, None] * ramp[None, :]
     return deconv
+
+
+def enlarge(features: Tensor, times: int, like: Tensor) -> Tensor:
+    """Interpolate N×C×h×w to ``times`` its height and width; cut what reaches over the edges of ``like``.
+
+    A stride rounds odd sides up: were features resized to ``like`` instead, they would be shifted against it,
+    by an amount that depends on the photo's size.
+    """
+    height, width = like.shape[-2:]
+    enlarged = functional.interpolate(features, scale_factor=times, mode="bilinear", align_corners=False)
+    return enlarged[..., :height, :width]
 
 
 def score(channels: int, classes: int = CLASSES) -> nn.Conv2d:

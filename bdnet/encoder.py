@@ -32,21 +32,31 @@ ENCODERS = {
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet without its classifier, under torchvision's parameter names; three stages or all four."""
+    """ResNet without its classifier, under torchvision's parameter names.
 
-    def __init__(self, name: str, stages: int = 4) -> None:
+    Args:
+        name: in ``ENCODERS``.
+        stages: three or all four.
+        pooling: instead of ResNet's after the stem, which has stride 2.
+    """
+
+    def __init__(self, name: str, stages: int = 4, pooling: nn.Module | None = None) -> None:
         super().__init__()
         spec = ENCODERS[name]
         resnet = getattr(torchvision.models, spec.constructor)(weights=None)
         self.weights = spec.weights
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.conv1, self.bn1, self.relu = resnet.conv1, resnet.bn1, resnet.relu
+        self.maxpool = pooling or resnet.maxpool
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2
         self.layer3 = resnet.layer3
         if stages == 4:
             self.layer4 = resnet.layer4
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map float images N×3×H×W to stages + 1 features; feature i is N×C_i×⌈H/2^(i+1)⌉×⌈W/2^(i+1)⌉."""
+        """Map float images N×3×H×W to stages + 1 features.
+
+        With ResNet's pooling feature i is N×C_i×⌈H/2^(i+1)⌉×⌈W/2^(i+1)⌉.
+        """
         stem = self.relu(self.bn1(self.conv1(images)))
         features = [stem, self.layer1(self.maxpool(stem))]
         for layer in (self.layer2, self.layer3, getattr(self, "layer4", None)):

@@ -7,10 +7,10 @@ connected layer is padded by 3 here: the same alignment without the waste.
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdnet.decoder import enlarge
 from bdnet.output import CLASSES, Output
 from bdnet.vgg import CHANNELS, VGG16Encoder
 
@@ -78,11 +78,5 @@ class FCN(nn.Module):
         features = self.encoder(images)[self.first :]
         summed = self.scores[-1](features[-1])
         for score, feature in zip(reversed(self.scores[:-1]), reversed(features[:-1]), strict=True):
-            summed = enlarge(summed, 2, feature.shape[-2:]) + score(feature)
-        return Output(enlarge(summed, 2 ** (self.first + 1), images.shape[-2:]))
-
-
-def enlarge(scores: Tensor, factor: int, size: torch.Size) -> Tensor:
-    """FCN's fixed bilinear deconvolution; what a rounded side has too much is cut off."""
-    larger = functional.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
-    return larger[..., : size[0], : size[1]]
+            summed = enlarge(summed, 2, feature) + score(feature)
+        return Output(enlarge(summed, 2 ** (self.first + 1), images))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 # this never comes from the heap at all.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _HEAP = 1 << 30
+# Before 2.35 glibc takes no larger threshold for mmap.
+_OLD_LIMIT = 32 << 20
 
 
 def keep_freed_memory() -> None:
@@ -20,7 +22,7 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _HEAP)
+        _ = libc.mallopt(_M_MMAP_THRESHOLD, _HEAP) or libc.mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
         libc.mallopt(_M_TRIM_THRESHOLD, _HEAP)
 
 

@@ -22,8 +22,7 @@ from bdnet.networks import build
 from bdnet.photo import decode
 from bdnet.preprocess import normalize
 
-# Photos of 640 pixels that the network is given at once. On a CPU its largest features, 9 MB a photo, then
-# stay in memory that malloc keeps; with eight photos each is mapped anew.
+# Photos that the network is given at once; on a CPU those of 640 pixels, of smaller ones as many more.
 CPU_BATCH, GPU_BATCH = 2, 16
 
 
@@ -34,9 +33,7 @@ class Model:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.card = card
         self.dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
-        self.batch = GPU_BATCH
-        if self.device.type == "cpu":
-            self.batch = max(1, round(CPU_BATCH * (WORKING_SIZE / card.working_size) ** 2))
+        self.batch = cpu_batch(card) if self.device.type == "cpu" else GPU_BATCH
         self.fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.fused:
@@ -116,6 +113,11 @@ class Model:
 def _fetched(results: tuple[Tensor, Tensor | None]) -> tuple[np.ndarray, np.ndarray | None]:
     probability, kinds = results
     return probability.cpu().numpy(), None if kinds is None else kinds.cpu().numpy()
+
+
+def cpu_batch(card: Card) -> int:
+    """How many photos at the card's working size a CPU is given at once."""
+    return max(1, round(CPU_BATCH * (WORKING_SIZE / card.working_size) ** 2))
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

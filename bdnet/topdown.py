@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdnet.decoder import score
+from bdnet.decoder import enlarge, score
 from bdnet.encoder import ENCODERS, ResNetEncoder
 from bdnet.output import BLUR_KINDS, Output
 
@@ -75,16 +75,13 @@ class TopDown(nn.Module):
         super().__init__()
         stem, *levels = ENCODERS[encoder].channels[:-1]
         # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
-        self.encoder = ResNetEncoder(encoder, stages=3)
+        self.pooled_by = 3 if slim else 2
+        pooling = nn.MaxPool2d(self.pooled_by, ceil_mode=True) if slim else None
+        self.encoder = ResNetEncoder(encoder, stages=3, pooling=pooling)
         self.deep = nn.Sequential(conv(levels[-1], DEEP, stride=2), Residual(DEEP, 1), Residual(DEEP, 2))
         self.context = Context(DEEP, WIDTH)
         self.laterals = nn.ModuleList(conv(channels, WIDTH, kernel=1) for channels in levels)
-        self.pooled_by = 2
-        depths = [2 for _ in levels]
-        if slim:
-            self.pooled_by = 3
-            self.encoder.maxpool = nn.MaxPool2d(3, ceil_mode=True)
-            depths[0] = 1
+        depths = (1 if slim else 2, *(2 for _ in levels[1:]))
         self.smooths = nn.ModuleList(
             nn.Sequential(*(conv(WIDTH, WIDTH) for _ in range(depth))) for depth in depths
         )
@@ -124,14 +121,3 @@ class TopDown(nn.Module):
 def resize(features: Tensor, like: Tensor) -> Tensor:
     """Interpolate N×C×h×w to the height and width of ``like``."""
     return functional.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def enlarge(features: Tensor, times: int, like: Tensor) -> Tensor:
-    """Interpolate to ``times`` the height and width, and cut what reaches over the edges of ``like``.
-
-    A stride rounds odd sides up: were features resized to ``like`` instead, they would be shifted against it,
-    by an amount that depends on the photo's size.
-    """
-    height, width = like.shape[-2:]
-    enlarged = functional.interpolate(features, scale_factor=times, mode="bilinear", align_corners=False)
-    return enlarged[..., :height, :width]

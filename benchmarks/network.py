@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bdnet.card import DEFAULT_MODEL, shipped_models
 from bdnet.engine import optimize
 from bdnet.memory import keep_freed_memory
-from bdnet.model import Model, has_fast_bfloat16, read_network
+from bdnet.model import cpu_batch, has_fast_bfloat16, read_network
 from bdnet.preprocess import normalize
 from benchmarks.command import write_csv
 
@@ -85,16 +85,18 @@ def main() -> int:
     half = torch.randn(MATRIX, MATRIX).bfloat16()
     gflop: dict[str, float] = {}
     runs: dict[tuple[str, str], Callable[[], float]] = {}
+    ready: dict[tuple[str, str], float] = {}
     for name in shipped_models():
         net, card = read_network(name)
+        net.eval()
         width, height = card.working_size, round(card.working_size * 7 / 10)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(torch.zeros(1, 3, height, width))
         gflop[name] = counter.get_total_flops() / 1e9
-        for way, (count, run) in ways(net.eval(), Model(net, card, "cpu").batch, settings.compiled).items():
+        for way, (count, run) in ways(net, cpu_batch(card), settings.compiled).items():
             images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
             runs[name, way] = partial(seconds_each, run, images)
-    ready = {which: run() for which, run in runs.items()}
+            ready[name, way] = count * runs[name, way]()
     taken: dict[tuple[str, str], list[float]] = {which: [] for which in runs}
     products = []
     for _ in range(ROUNDS):

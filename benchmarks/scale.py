@@ -11,9 +11,9 @@ The steps: ``list`` (a stub of S3 that makes up pages of 1,000 keys, so without 
 (the comparison with the last listing), ``report`` (``jobs.report``).
 
 The tables: ``compacted`` (files of 16,384 rows, as housekeeping leaves those with masks), ``as staged``
-(files of 64 rows, as a first audit leaves them that died), and ``shuffled``: compacted, and a manifest in
-random order. A step's process imports what that step needs, no more. CPU seconds are the driver's and its
-workers'; they say more than seconds on a busy machine.
+(files of 64 rows, as a first audit that died leaves most of them), and ``shuffled``: compacted, and a
+manifest in random order. A step's process imports what that step needs, no more. CPU seconds are the
+driver's and its workers'; they say more than seconds on a busy machine.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME``.
 
-MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores and the
-temperature that ``benchmarks.out_of_fold`` wrote under NAME, where its folds were trained, and the scores
-on the test photos, taken here.
+MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores that
+``benchmarks.out_of_fold`` wrote under NAME, where folds were trained; its temperature, where they have held
+out every training photo; and the scores on the test photos, taken here.
 """
 
 import dataclasses
@@ -40,12 +40,16 @@ def main() -> int:
     weights, card = read_folder(settings.model)
     folds = [row for row in read_csv("kfold") if (row["model"], row["fold"]) == (settings.name, "all")]
     calibration = [row for row in read_csv("calibration") if row["model"] == settings.name]
-    temperatures = {float(row["temperature"]) for row in calibration} - {1.0}
     scores: dict[str, Any] = {}
+    temperatures: set[float] = set()
     if folds:
-        scores["out_of_fold"] = {name: float(folds[0][name]) for name in (*SCORES, "kind_balanced_accuracy")}
-    else:
-        print(f"{settings.name} is not in kfold.csv: no out-of-fold scores, no temperature", file=sys.stderr)
+        photos = int(folds[0]["photos"])
+        names = (*SCORES, "kind_balanced_accuracy")
+        scores["out_of_fold"] = {"photos": photos, **{name: float(folds[0][name]) for name in names}}
+        if photos == card.data["training_photos"]:
+            temperatures = {float(row["temperature"]) for row in calibration} - {1.0}
+    if not temperatures:
+        print(f"{settings.name}: its folds haven't held out every photo: no temperature", file=sys.stderr)
     folder = Path(bdnet.__file__).parent / "models" / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     card = dataclasses.replace(

@@ -24,8 +24,8 @@ class Settings:
     arch: str
     """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
     recipe: Literal["paper", "default", "fast"] = "default"
-    """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-slim at 480 pixels, begun with
-    a trained bdnet-topdown."""
+    """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-slim at 480 pixels,
+    wants bdnet-topdown as init."""
     init: str = "imagenet"
     """Start: the encoder from imagenet (torchvision downloads it) or from path or URI of a .safetensors file;
     all of it from a trained model whose weights fit (shipped name, folder or URI; {fold} in it is the fold's
@@ -87,7 +87,7 @@ def work(settings: Settings) -> dict[str, Any]:
 def _public_arguments(settings: Settings) -> list[str]:
     """The command for the card, with the last part of each path: where files lay is nobody's business."""
     arguments = [settings.patches.rstrip("/").rsplit("/", 1)[-1], "--out", "OUT", "--arch", settings.arch]
-    arguments += ["--recipe", settings.recipe, "--init", settings.init.rsplit("/", 1)[-1]]
+    arguments += ["--recipe", settings.recipe, "--init", settings.init.rstrip("/").rsplit("/", 1)[-1]]
     arguments += ["--workers", str(settings.workers), "--seed", str(settings.seed), "--terms", settings.terms]
     if settings.epochs is not None:
         arguments += ["--epochs", str(settings.epochs)]

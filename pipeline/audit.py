@@ -15,7 +15,7 @@ from typing import Any, Literal
 import ray
 from deltalake.exceptions import DeltaError
 
-from bdnet.card import NETWORKS_VERSION, PREPROCESSING_VERSION, Card, read_card
+from bdnet.card import ARCH_VERSIONS, PREPROCESSING_VERSION, Card, read_card
 from bdnet.photo import DECODER_VERSION
 from pipeline import cluster, lock, storage
 from pipeline.execution import Outcome, Plan, work_off
@@ -61,8 +61,9 @@ def new_run_id() -> str:
 
 def audit_digest(card: Card, working_size: int) -> str:
     """Hash of all that changes pixels or their scores; never of thresholds."""
-    versions = [DECODER_VERSION, PREPROCESSING_VERSION, NETWORKS_VERSION]
-    parts = [card.digest, card.temperature, working_size, *versions]
+    parts = [card.digest, card.temperature, working_size, DECODER_VERSION, PREPROCESSING_VERSION]
+    if card.arch in ARCH_VERSIONS:
+        parts.append(ARCH_VERSIONS[card.arch])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -91,7 +91,7 @@ def work_off(
         outcome.seconds["commit"] += time.monotonic() - began
 
     with _sigterm_noted() as told_to_end:
-        for window in _windows(to_do):
+        for window in _windows(to_do, plan.shares.detectors):
             with contextlib.closing(stream(_steps(window, plan))) as written:
                 try:
                     for files in written:
@@ -131,27 +131,29 @@ def _check_denied(outcome: Outcome, to_do: int, max_denied: float) -> None:
         )
 
 
-def _windows(to_do: Mapping[str, int]) -> Iterator[list[pa.Table]]:
+def _windows(to_do: Mapping[str, int], detectors: int) -> Iterator[list[pa.Table]]:
     """Cut the to-do into blocks, and gather blocks into windows of bounded size."""
     window: list[pa.Table] = []
-    before, after = 0, sum(to_do.values())
+    in_window, before, after = 0, 0, sum(to_do.values())
     for shard in to_do:
         photos = read_listing(shard)
         start = 0
         while start < len(photos):
-            block = photos.slice(start, photos_of_block(before, after))
+            block = photos.slice(start, photos_of_block(before, after, detectors))
             window.append(block)
             start, before, after = start + len(block), before + len(block), after - len(block)
-            if sum(map(len, window)) >= PHOTOS_PER_WINDOW:
+            in_window += len(block)
+            if in_window >= PHOTOS_PER_WINDOW:
                 yield window
-                window = []
+                window, in_window = [], 0
     if window:
         yield window
 
 
-def photos_of_block(before: int, after: int) -> int:
+def photos_of_block(before: int, after: int, detectors: int) -> int:
     """How many photos the next block takes, with so many before it and so many left."""
-    return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, before // 8, after // 8))
+    blocks = max(8, 2 * detectors)
+    return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, before // blocks, after // blocks))
 
 
 def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:

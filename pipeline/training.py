@@ -207,6 +207,9 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
                 " of an encoder as .safetensors"
             ) from error
         said = f"all weights from {init.rstrip('/').rsplit('/', 1)[-1]} ({card.digest[:12]})"
+        if unused := trained.state_dict().keys() - needed:
+            layers = sorted({name.rsplit(".", 1)[0] for name in unused})
+            said += f", which has layers that {arch} lacks: {', '.join(layers)}"
         return Start(net, tuple(net.state_dict()), said)
     fs, path = fsspec.core.url_to_fs(init)
     try:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet import model as models
+from bdnet.decoder import enlarge
 from bdnet.dss import DSS, SIDES, TESTED
 from bdnet.encoder import load_state
 from bdnet.fcn import FCN
@@ -17,7 +18,6 @@ from bdnet.losses import bdnet_loss
 from bdnet.networks import ARCHITECTURES, build
 from bdnet.preprocess import normalize
 from bdnet.segnet import SegNet
-from bdnet.topdown import enlarge
 
 COMPARED = ("fcn8s-vgg16", "unet", "segnet", "dss")
 STEPS = 80

@@ -1,24 +1,45 @@
 """How a to-do is cut into blocks, and what a run says about its own time."""
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.execution import LARGEST_BLOCK, SMALLEST_BLOCK, Outcome, photos_of_block
+from pipeline.execution import LARGEST_BLOCK, PHOTOS_PER_WINDOW, SMALLEST_BLOCK, Outcome, _windows
+from pipeline.schema import LISTING
 
 
-@pytest.mark.parametrize("photos", [1, SMALLEST_BLOCK, 100, 2_000, 50_000])
-def test_blocks_are_small_at_both_ends_of_a_run_and_large_between(photos: int) -> None:
-    blocks, left = [], photos
-    while left > 0:
-        blocks.append(min(left, photos_of_block(photos - left, left)))
-        left -= blocks[-1]
-    assert sum(blocks) == photos
-    assert max(blocks) <= LARGEST_BLOCK
-    assert all(block == SMALLEST_BLOCK for block in blocks[:8][:-1])
-    if photos >= 2_000:
-        assert max(blocks) == LARGEST_BLOCK
-        assert max(blocks[-4:]) == SMALLEST_BLOCK
-        # Most photos lie in large blocks: small ones cost tasks and files.
-        assert sum(block for block in blocks if block == LARGEST_BLOCK) >= photos / 3
+def write_to_do(folder: Path, lengths: list[int]) -> dict[str, int]:
+    to_do = {}
+    for number, length in enumerate(lengths):
+        uris = [f"/archive/{number}-{index}.jpg" for index in range(length)]
+        rows = [{"uri": uri, "etag": "e", "size_bytes": 1, "modified_at": None} for uri in uris]
+        shard = str(folder / f"{number}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(LISTING)), shard)
+        to_do[shard] = length
+    return to_do
+
+
+@pytest.mark.parametrize("lengths", [[1], [SMALLEST_BLOCK], [100], [1_500, 600], [60_000]])
+def test_every_photo_of_a_to_do_lies_in_one_block(tmp_path: Path, lengths: list[int]) -> None:
+    windows = list(_windows(write_to_do(tmp_path, lengths), detectors=2))
+    uris = [uri for window in windows for block in window for uri in block["uri"].to_pylist()]
+    assert len(uris) == len(set(uris)) == sum(lengths)
+    for window in windows:
+        assert 0 < sum(map(len, window)) < PHOTOS_PER_WINDOW + LARGEST_BLOCK
+
+
+@pytest.mark.parametrize("detectors", [1, 2, 32])
+def test_blocks_are_small_at_both_ends_of_a_run_and_large_between(tmp_path: Path, detectors: int) -> None:
+    (window,) = _windows(write_to_do(tmp_path, [20_000]), detectors)
+    blocks = [len(block) for block in window]
+    # Each detector has two small ones, so that all begin early and end together.
+    ends = 2 * detectors
+    assert max(blocks[:ends]) == SMALLEST_BLOCK
+    assert max(blocks[-ends:]) == SMALLEST_BLOCK
+    assert max(blocks) == LARGEST_BLOCK
+    assert sum(block for block in blocks if block == LARGEST_BLOCK) >= 20_000 / 2
 
 
 @pytest.mark.parametrize(
