@@ -56,8 +56,8 @@ def patches(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(patches: Path, out: Path, epochs: int) -> list[str]:
-    options = ["--arch", "bdnet-resnet18", "--recipe", "paper", "--init", "none"]
+def arguments(patches: Path, out: Path, epochs: int, recipe: str = "paper") -> list[str]:
+    options = ["--arch", "bdnet-resnet18", "--recipe", recipe, "--init", "none"]
     return [str(patches), "--out", str(out), *options, "--epochs", str(epochs)]
 
 
@@ -95,16 +95,26 @@ def test_two_workers_train_a_model_that_evaluates(
 
 
 @pytest.mark.long
-def test_a_killed_training_goes_on_from_its_last_epoch(patches: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "epochs_before"),
+    [
+        pytest.param("paper", 1, id="last weights"),
+        pytest.param("default", 1, id="running mean"),
+        pytest.param("fast", 2, id="in the second of two runs"),
+    ],
+)
+def test_a_killed_training_goes_on_from_its_last_epoch(
+    recipe: str, epochs_before: int, patches: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "trained"
-    command = [sys.executable, "-m", "jobs.train", *arguments(patches, out, 4)]
+    command = [sys.executable, "-m", "jobs.train", *arguments(patches, out, 4, recipe)]
     progress = out / "progress.json"
 
     first = subprocess.Popen(
         command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while not (progress.exists() and json.loads(progress.read_text())["epoch"] >= 1):
+    while not (progress.exists() and json.loads(progress.read_text())["epoch"] >= epochs_before):
         assert first.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.2)
