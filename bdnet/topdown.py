@@ -74,9 +74,9 @@ class TopDown(nn.Module):
     def __init__(self, encoder: str = "resnet18", slim: bool = False) -> None:
         super().__init__()
         stem, *levels = ENCODERS[encoder].channels[:-1]
-        # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
         self.pooled_by = 3 if slim else 2
         pooling = nn.MaxPool2d(self.pooled_by, ceil_mode=True) if slim else None
+        # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
         self.encoder = ResNetEncoder(encoder, stages=3, pooling=pooling)
         self.deep = nn.Sequential(conv(levels[-1], DEEP, stride=2), Residual(DEEP, 1), Residual(DEEP, 2))
         self.context = Context(DEEP, WIDTH)
