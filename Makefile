@@ -114,8 +114,8 @@ paper: install  ## Train and score all of the paper's systems (15 hours on 2 cor
 		$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/$$arch --arch $$arch --folds 3 --init "$(WEIGHTS)"; \
 		$(PY) -m benchmarks.out_of_fold $(PAPER)/$$arch $$arch; \
 	done
-	$(PY) -m benchmarks.comparison --out $(PAPER)/comparison --weights "$(WEIGHTS)"
-	$(PY) -m benchmarks.ablation --out $(PAPER)/ablation --weights "$(WEIGHTS)"
+	$(PY) -m benchmarks.comparison --out $(PAPER)/tables --weights "$(WEIGHTS)"
+	$(PY) -m benchmarks.ablation --out $(PAPER)/tables --weights "$(WEIGHTS)"
 	$(PY) -m benchmarks.curves
 	$(PY) -m benchmarks.paper
 

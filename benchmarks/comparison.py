@@ -17,6 +17,7 @@ from benchmarks.experiments import (
     RATES,
     Experiment,
     Lab,
+    Scored,
     cost_columns,
     read_scored,
     recipe_columns,
@@ -49,6 +50,22 @@ SYSTEMS = (
 )
 
 
+def peer_columns(lab: Lab, peer: str, baseline: Scored) -> dict[str, str]:
+    """Scores of another method's published maps of the test photos."""
+    out = lab.out / "peers" / peer
+    if not (out / "result.json").exists():
+        data = data_folder()
+        run(
+            "jobs.evaluate",
+            str(data / "blurraw"),
+            "--maps",
+            str(data / "peer_maps" / peer),
+            "--out",
+            str(out),
+        )
+    return score_columns(read_scored(out), baseline)
+
+
 def main() -> int:
     """Train, score and write results/comparison.csv after each system."""
     lab = tyro.cli(Lab, description=__doc__)
@@ -68,24 +85,12 @@ def main() -> int:
             for refinement in ("crf", "superpixels"):
                 refined = score_columns(lab.score(experiment, refinement), baseline)
                 rows.append({**row, "system": f"{system.name} + {refinement}", **refined})
-        write_csv("comparison", rows)
-    assert baseline is not None
-    for peer in PEERS:
-        out = lab.out / "peers" / peer
-        if not (out / "result.json").exists():
-            data = data_folder()
-            run(
-                "jobs.evaluate",
-                str(data / "blurraw"),
-                "--maps",
-                str(data / "peer_maps" / peer),
-                "--out",
-                str(out),
-            )
         empty = dict.fromkeys(rows[0], "")
-        columns = score_columns(read_scored(out), baseline)
-        rows.append({**empty, "system": f"{peer}, published maps", **columns})
-    write_csv("comparison", rows)
+        published = [
+            {**empty, "system": f"{peer}, published maps", **peer_columns(lab, peer, baseline)}
+            for peer in PEERS
+        ]
+        write_csv("comparison", rows + published)
     return 0
 
 
