@@ -29,6 +29,8 @@ class Card:
     preprocessing: str = PREPROCESSING_VERSION
     # Logits are divided by it: above 1 the network was surer than it was right. Masks don't change.
     temperature: float = 1.0
+    # Largest input of each convolution: with it a CPU that can computes in int8 (``bdnet.int8``).
+    ranges: dict[str, float] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,8 @@ class FusedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, relu: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        self.where = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        assert not isinstance(conv.padding, str)
+        self.where = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
         self.relu = "relu" if relu else None
         self.dtype = dtype
         weight = conv.weight.detach().to(dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bdnet.card import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, WORKING_SIZE, Card, read_folder
 from bdnet.detect import Detection, measure
 from bdnet.engine import optimize
+from bdnet.int8 import has_fast_int8, quantize
 from bdnet.networks import build
 from bdnet.photo import decode
 from bdnet.preprocess import normalize
@@ -36,7 +37,10 @@ class Model:
         self.batch = cpu_batch(card) if self.device.type == "cpu" else GPU_BATCH
         self.fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        if self.fused:
+        self.int8 = self.fused and bool(card.ranges) and has_fast_int8()
+        if self.int8:
+            self.net = quantize(net, card.ranges, self.dtype)
+        elif self.fused:
             self.net = optimize(net, self.dtype)
         else:
             # Two calls: torch's own types know no call with both.
@@ -79,7 +83,9 @@ class Model:
     @torch.inference_mode()
     def _start(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute on the device; on a GPU this returns before it is done."""
-        if self.fused:
+        if self.int8:
+            output = self.net(images.permute(0, 3, 1, 2))
+        elif self.fused:
             output = self.net(normalize(images, self.dtype))
         else:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -61,9 +61,11 @@ def new_run_id() -> str:
 
 def audit_digest(card: Card, working_size: int) -> str:
     """Hash of all that changes pixels or their scores; never of thresholds."""
-    parts = [card.digest, card.temperature, working_size, DECODER_VERSION, PREPROCESSING_VERSION]
+    parts: list[Any] = [card.digest, card.temperature, working_size, DECODER_VERSION, PREPROCESSING_VERSION]
     if card.arch in ARCH_VERSIONS:
         parts.append(ARCH_VERSIONS[card.arch])
+    if card.ranges:
+        parts.append(card.ranges)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

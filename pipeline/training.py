@@ -33,6 +33,7 @@ from bdnet.augment import random_crop
 from bdnet.card import read_card
 from bdnet.detect import DEFAULT_THRESHOLDS
 from bdnet.encoder import InitReport, load_imagenet, load_state
+from bdnet.int8 import INT8_ARCHITECTURES, measure_ranges
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.output import BLUR_KINDS
@@ -45,6 +46,8 @@ from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
 CROPS_AHEAD_BYTES = 1 << 30
 LOWEST_PRIORITY = 19
+# From so many the ranges of an int8 model are measured.
+RANGE_PATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,10 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
     net.load_state_dict(checkpoint["averaged"] or checkpoint["network"])
     metrics = checkpoint["metrics"]
     storage.write_bytes(f"{settings.out}/history.json", json.dumps(checkpoint["history"]).encode())
-    card = models.save(net, f"{settings.out}/model", _card(settings, the_plan, said, metrics))
+    card_fields = _card(settings, the_plan, said, metrics)
+    if settings.arch in INT8_ARCHITECTURES:
+        card_fields["ranges"] = measure_ranges(net, _some_patches(the_plan, recipe.working_size))
+    card = models.save(net, f"{settings.out}/model", card_fields)
     return {
         "model": f"{settings.out}/model",
         "digest": card.digest,
@@ -301,6 +307,18 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         "loss": metrics["loss"],
         "samples_per_second": metrics["samples_per_second"],
     }
+
+
+def _some_patches(the_plan: Plan, working_size: int) -> Iterator[torch.Tensor]:
+    """Yield training patches from all over the dataset, uint8 1×H×W×3 at working size."""
+    held_out, seen = set(the_plan.validation), 0
+    for shard in the_plan.shards:
+        for row in read_shard(shard).to_pylist():
+            if row["photo"] in held_out:
+                continue
+            if seen % max(1, the_plan.patches // RANGE_PATCHES) == 0:
+                yield torch.from_numpy(decode_patch(row, working_size)[0])[None]
+            seen += 1
 
 
 def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, Any]]:

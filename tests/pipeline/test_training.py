@@ -15,10 +15,20 @@ from bdnet.encoder import load_state
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.recipes import default, paper
-from pipeline.patches import manifest_digest
+from pipeline.patches import decode_patch, manifest_digest
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, read_checkpoint
-from pipeline.training import Plan, check_unseen, crops_of, initial_network, passes, plan, validation_photos
+from pipeline.training import (
+    RANGE_PATCHES,
+    Plan,
+    _some_patches,
+    check_unseen,
+    crops_of,
+    initial_network,
+    passes,
+    plan,
+    validation_photos,
+)
 
 
 def png(array: np.ndarray) -> bytes:
@@ -137,6 +147,18 @@ def test_crops_leave_out_what_validates_and_repeat_what_is_rare(tmp_path: Path) 
     assert [batch["image"].shape for batch in made] == [(2, 48, 48, 3), (1, 48, 48, 3)]
     assert [batch["kind"].tolist() for batch in made] == [[0, 0], [1]]
     assert set(np.unique(made[0]["mask"])) == {0, 1}
+
+
+def test_ranges_come_from_training_patches_all_over_the_dataset(tmp_path: Path) -> None:
+    rows = [patch(f"motion{i:03}", "motion", left=i) for i in range(3 * RANGE_PATCHES)]
+    folder = write_patches(tmp_path / "patches", rows)
+    the_plan = plan(folder, paper(), folds=3, fold=0)
+    chosen = list(_some_patches(the_plan, 32))
+    assert len(chosen) == RANGE_PATCHES
+    assert {tuple(image.shape) for image in chosen} == {(1, 32, 32, 3)}
+    training = [row for row in rows if row["photo"] not in the_plan.validation]
+    expected = [decode_patch(row, 32)[0] for row in training[::2]]
+    assert all((image[0].numpy() == pixels).all() for image, pixels in zip(chosen, expected, strict=True))
 
 
 def test_crops_are_the_same_for_the_same_seed_and_epoch_only(tmp_path: Path) -> None:
