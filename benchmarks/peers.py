@@ -38,9 +38,9 @@ PEERS = (
     Peer(
         "jobs.audit --model bdnet-fast",
         ("jobs.audit", "{folder}", "--out", "{out}", "--model", "bdnet-fast"),
-        *(100, 900),
+        *(100, 2000),
     ),
-    Peer("CleanVision", ("benchmarks.peer", "cleanvision", "{folder}"), 100, 900),
+    Peer("CleanVision", ("benchmarks.peer", "cleanvision", "{folder}"), 100, 2000),
     Peer("variance of the Laplacian", ("benchmarks.peer", "laplacian", "{folder}"), 100, 500),
     Peer("Ray's batch inference recipe, eager", ("benchmarks.peer", "ray_recipe", "{folder}"), 100, 300),
     Peer("the authors' way, ResNet-152", ("benchmarks.peer", "authors", "{folder}"), 2, 12),
