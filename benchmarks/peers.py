@@ -34,7 +34,7 @@ class Peer:
 
 
 PEERS = (
-    Peer("jobs.audit", ("jobs.audit", "{folder}", "--out", "{out}"), 100, 500),
+    Peer("jobs.audit", ("jobs.audit", "{folder}", "--out", "{out}"), 100, 1000),
     Peer(
         "jobs.audit --model bdnet-fast",
         ("jobs.audit", "{folder}", "--out", "{out}", "--model", "bdnet-fast"),
