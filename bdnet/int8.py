@@ -6,6 +6,7 @@ it was: shortcuts that change their shape, and the top-down path. Values differ 
 own, so this is for a model whose card has ``ranges``: it is scored as it runs.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 
@@ -144,9 +145,14 @@ class Int8MaxPool(nn.Module):
         return torch.ops.quantized.max_pool2d(values, *self.how, self.ceil_mode)
 
 
+def can_measure_ranges() -> bool:
+    """Whether this torch has oneDNN, whose convolutions are measured and replaced."""
+    return torch.backends.mkldnn.is_available()
+
+
 def has_fast_int8() -> bool:
     """Whether this CPU multiplies 8-bit numbers in hardware; without, their sums could overflow too."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    return can_measure_ranges() and torch.cpu._is_vnni_supported()
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,9 +200,10 @@ def quantize(net: nn.Module, ranges: Mapping[str, float], dtype: torch.dtype) ->
     """
     exact, fast = optimize(net, torch.float32), optimize(net, dtype)
     names = _replaced(exact)
-    if set(ranges) != set(names):
-        raise ValueError("the card's ranges are not those of its network; measure them again")
-    scales = {name: ranges[name] / LEVELS for name in names}
+    if set(ranges) != set(names) or not all(0 <= largest < math.inf for largest in ranges.values()):
+        raise ValueError("the card's ranges are not those of its network; train it again, or take them out")
+    # Nothing but zeros came to some: any scale is right for them.
+    scales = {name: (ranges[name] or 1.0) / LEVELS for name in names}
     results, shortcuts = _chains(scales)
     for name in names:
         replaced = Int8Conv(_conv(exact, name), dtype, scales[name], results.get(name), shortcuts.get(name))

@@ -33,7 +33,7 @@ from bdnet.augment import random_crop
 from bdnet.card import read_card
 from bdnet.detect import DEFAULT_THRESHOLDS
 from bdnet.encoder import InitReport, load_imagenet, load_state
-from bdnet.int8 import INT8_ARCHITECTURES, measure_ranges
+from bdnet.int8 import INT8_ARCHITECTURES, can_measure_ranges, measure_ranges
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.output import BLUR_KINDS
@@ -296,8 +296,10 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
     metrics = checkpoint["metrics"]
     storage.write_bytes(f"{settings.out}/history.json", json.dumps(checkpoint["history"]).encode())
     card_fields = _card(settings, the_plan, said, metrics)
-    if settings.arch in INT8_ARCHITECTURES:
+    if settings.arch in INT8_ARCHITECTURES and can_measure_ranges():
         card_fields["ranges"] = measure_ranges(net, _some_patches(the_plan, recipe.working_size))
+    elif settings.arch in INT8_ARCHITECTURES:
+        print("this torch has no oneDNN: the model will not run in int8 anywhere", file=sys.stderr)
     card = models.save(net, f"{settings.out}/model", card_fields)
     return {
         "model": f"{settings.out}/model",

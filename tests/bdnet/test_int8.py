@@ -90,8 +90,24 @@ def test_ranges_are_of_every_convolution_and_measuring_leaves_the_network_as_it_
 
 def test_ranges_of_another_network_are_refused() -> None:
     ranges = measure_ranges(lively(SLIM), [photos(65, 65)])
-    with pytest.raises(ValueError, match="measure them again"):
+    with pytest.raises(ValueError, match="not those of its network; train it again"):
         quantize(lively("bdnet-topdown"), ranges, torch.float32)
+
+
+@pytest.mark.parametrize("largest", [float("nan"), float("inf"), -1.0])
+def test_a_range_that_is_none_is_refused(largest: float) -> None:
+    net = lively(SLIM)
+    ranges = measure_ranges(net, [photos(65, 65)])
+    with pytest.raises(ValueError, match="not those of its network"):
+        quantize(net, {**ranges, "deep.0.0": largest}, torch.float32)
+
+
+@on_such_a_cpu
+def test_a_convolution_that_only_ever_saw_zeros_is_no_fault() -> None:
+    net = lively(SLIM)
+    ranges = measure_ranges(net, [photos(65, 65)])
+    fast = quantize(net, {**ranges, "smooths.1.0.0": 0.0}, torch.bfloat16)
+    assert margin(fast, photos(65, 65).permute(0, 3, 1, 2)).isfinite().all()
 
 
 def test_values_beyond_the_range_become_the_largest_and_do_not_wrap() -> None:
