@@ -15,22 +15,11 @@ from bdnet.card import Card
 from bdnet.int8 import Int8Conv, has_fast_int8, measure_ranges, quantize, quantized, rounded
 from bdnet.metrics import confusion, scores
 from bdnet.model import read_network
-from bdnet.networks import build
 from bdnet.preprocess import normalize
+from tests.bdnet.test_engine import lively
 
 SLIM = "bdnet-topdown-slim"
 on_such_a_cpu = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no VNNI")
-
-
-def lively(arch: str) -> nn.Module:
-    """Untrained, with statistics that an error in folding would show."""
-    torch.manual_seed(0)
-    net = build(arch)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return net.eval()
 
 
 def photos(height: int, width: int, seed: int = 1) -> Tensor:
