@@ -66,7 +66,7 @@ def audit_digest(card: Card, working_size: int) -> str:
         parts.append(ARCH_VERSIONS[card.arch])
     if card.ranges:
         parts.append(card.ranges)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def check(settings: AuditSettings) -> Card:

@@ -1,0 +1,28 @@
+from dataclasses import replace
+
+import pytest
+
+from bdnet.card import Card
+from pipeline.audit import audit_digest
+
+CARD = Card("bdnet-resnet18", "abc", ranges={"first": 1.0, "second": 2.0})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(CARD, digest="abd"),
+        replace(CARD, temperature=1.5),
+        replace(CARD, ranges={}),
+        replace(CARD, ranges={"first": 1.0, "second": 2.5}),
+    ],
+    ids=["weights", "temperature", "no int8", "other ranges for int8"],
+)
+def test_what_changes_scores_makes_another_audit(other: Card) -> None:
+    assert audit_digest(other, 640) != audit_digest(CARD, 640)
+    assert audit_digest(CARD, 480) != audit_digest(CARD, 640)
+
+
+def test_what_a_card_says_beside_that_does_not() -> None:
+    told = replace(CARD, scores={"test": 1}, ranges={"second": 2.0, "first": 1.0})
+    assert audit_digest(told, 640) == audit_digest(CARD, 640)
