@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
+# Longer tables are for programs.
+SHOWN_ROWS = 50
 
 
 def data_folder() -> Path:
@@ -39,7 +41,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 
 def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows with hardware and versions to results/NAME.csv and print them."""
+    """Write rows with hardware and versions to results/NAME.csv and print them, unless they are many."""
     where = RESULTS / f"{name}.csv"
     # Rows of an earlier run keep what they were measured on.
     rows = [{**row, **{key: value for key, value in describe().items() if key not in row}} for row in rows]
@@ -47,6 +49,6 @@ def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}:")
-    for row in rows:
+    print(f"{where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}: {len(rows)} rows")
+    for row in rows if len(rows) <= SHOWN_ROWS else []:
         print("  " + ", ".join(f"{k} {v}" for k, v in row.items() if k not in describe()))

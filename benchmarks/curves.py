@@ -107,6 +107,7 @@ def main() -> int:
             counts[name] += both.reshape(2, LEVELS)
             if name == first:
                 score = metrics.scores(metrics.confusion(soft >= 0.5, truth))["mean_iou"]
+                assert score is not None  # a photo has pixels
                 failures.append((photo.name, score, pixels, soft, truth))
     write_csv("pr_curves", [row for name, its in counts.items() for row in curve_rows(name, its)])
     draw_failures(sorted(failures, key=lambda failure: failure[1])[:WORST])

@@ -1,17 +1,19 @@
 """Train and score one network after the other, for the tables of docs/paper.md; nothing is done twice.
 
-An experiment has a folder: Ray Train's checkpoint of each epoch while it trains, ``model/`` when it is
-trained, ``test/`` when it is scored. The same command goes on where a killed one was.
+A row that is in results/ is done, wherever it was made: delete it to make it again. An experiment has a
+folder: the checkpoint of each epoch while it trains, ``model/`` when it is trained, ``test/`` when it is
+scored. The same command goes on where a killed one was.
 """
 
 import csv
+import hashlib
 import json
 import os
-import re
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from bdnet import metrics
 from bdnet.card import Card
 from bdnet.model import Model
 from bdnet.networks import build
-from bdnet.recipes import Recipe
-from benchmarks.command import data_folder, run
+from bdnet.recipes import Recipe, equal_budget
+from benchmarks.command import data_folder, read_csv, run, write_csv
 from pipeline import cluster
 from pipeline.training import TrainingSettings, train
 
@@ -36,6 +38,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 # A landscape photo at working size.
 HEIGHT, WIDTH = 448, 640
 SCORES = (*metrics.SCORES, "mae")
+CELLS = ("tn", "fp", "fn", "tp")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ class Experiment:
     pretrained: bool = True  # from ImageNet, as far as weights are at hand
     cut: str = "photos"
     share: float = 1.0
+    seed: int = 0
+
+
+# The probe puts the rate in.
+START = equal_budget(0.0)
+# What every row of both tables is compared with.
+BASELINE = Experiment("bdnet-resnet18", "bdnet-resnet18", START)
+
+
+def with_rate(experiment: Experiment, rate: float) -> Experiment:
+    """The experiment at a learning rate."""
+    return replace(experiment, recipe=replace(experiment.recipe, learning_rate=rate))
 
 
 @dataclass(frozen=True)
@@ -92,8 +107,9 @@ class Lab:
         return part
 
     def folder(self, experiment: Experiment) -> Path:
-        """The experiment's own folder."""
-        return self.out / re.sub(r"[^\w/.-]+", "-", experiment.name)
+        """The experiment's own folder, shared by those that differ in name alone."""
+        settings = json.dumps(asdict(replace(experiment, name="")), sort_keys=True)
+        return self.out / f"{experiment.arch}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
     def train(self, experiment: Experiment) -> dict[str, Any]:
         """Train as ``jobs.train --all-photos`` does; returns its result."""
@@ -107,7 +123,7 @@ class Lab:
                 recipe=experiment.recipe,
                 init=self.weights if experiment.pretrained else "none",
                 workers=1,
-                seed=0,
+                seed=experiment.seed,
                 validation_folds=0,
                 fold=0,
                 terms=TERMS,
@@ -121,17 +137,16 @@ class Lab:
             shutil.rmtree(folder / "ray", ignore_errors=True)
         return json.loads(result.read_text())
 
-    def probe(self, experiment: Experiment, rates: tuple[float, ...]) -> float:
-        """The learning rate with the lowest loss on crops that were not learned from yet.
+    def probe(self, experiment: Experiment) -> float:
+        """The learning rate of RATES with the lowest loss on crops that were not learned from yet.
 
         One pass over a quarter of the training photos with each rate: the loss of a step is taken before the
         step learns from it.
         """
         losses = {}
-        start = "imagenet" if experiment.pretrained else "scratch"
-        for rate in rates:
+        for rate in RATES:
             recipe = replace(experiment.recipe, learning_rate=rate, epochs=1, crops_per_epoch=None)
-            name = f"rates/{experiment.arch}-{start}/{rate:g}"
+            name = f"{experiment.name}, rate {rate:g}"
             one_pass = replace(experiment, name=name, recipe=recipe, share=0.25)
             try:
                 losses[rate] = self.train(one_pass)["loss"]
@@ -155,33 +170,75 @@ class Scored:
     """What ``jobs.evaluate`` wrote: its result, and the confusion matrix of each photo, sorted by name."""
 
     result: dict[str, Any]
+    photos: list[str]
     confusions: np.ndarray  # int64 [photos, 2, 2]
 
 
 def read_scored(folder: Path) -> Scored:
     """Read an evaluation's folder."""
-    table = pq.read_table(folder / "photos.parquet", columns=["name", "tn", "fp", "fn", "tp"]).sort_by("name")
-    cells = np.stack([table[name].to_numpy() for name in ("tn", "fp", "fn", "tp")], axis=1)
-    return Scored(json.loads((folder / "result.json").read_text()), cells.reshape(-1, 2, 2))
+    table = pq.read_table(folder / "photos.parquet", columns=["name", *CELLS]).sort_by("name")
+    cells = np.stack([table[name].to_numpy() for name in CELLS], axis=1)
+    result = json.loads((folder / "result.json").read_text())
+    return Scored(result, table["name"].to_pylist(), cells.reshape(-1, 2, 2))
 
 
-def score_columns(scored: Scored, baseline: Scored) -> dict[str, str]:
-    """Scores for a table: pooled, by photo, by kind, and the paired difference from ``baseline``."""
+def ensure_baseline(lab: Lab) -> None:
+    """Train and score the baseline where no table has its photos yet."""
+    if read_baseline():
+        return
+    experiment = with_rate(BASELINE, lab.probe(BASELINE))
+    lab.train(experiment)
+    scored = lab.score(experiment)
+    cells = scored.confusions.reshape(-1, len(CELLS)).tolist()
+    pairs = zip(scored.photos, cells, strict=True)
+    write_csv(
+        "baseline_photos", [{"photo": name, **dict(zip(CELLS, row, strict=True))} for name, row in pairs]
+    )
+
+
+def read_baseline() -> dict[str, np.ndarray]:
+    """By photo its confusion matrix, int64 [2, 2]; empty where the baseline is not scored yet."""
+    return {
+        row["photo"]: np.array([int(row[cell]) for cell in CELLS]).reshape(2, 2)
+        for row in read_csv("baseline_photos")
+    }
+
+
+def complete(table: str, key: str, rows: Mapping[str, Callable[[], dict[str, str]]]) -> None:
+    """Make the rows that results/TABLE.csv lacks, one after the other, and write it after each.
+
+    Args:
+        table: name of the table.
+        key: the column that tells rows apart.
+        rows: by the column's value what makes the row, in the table's order.
+    """
+    done = {row[key]: row for row in read_csv(table)}
+    for name, make in rows.items():
+        if name not in done:
+            print(f"{table}: {name}", file=sys.stderr)
+            done[name] = {key: name, **make()}
+            write_csv(table, [done[name] for name in rows if name in done])
+
+
+def score_columns(scored: Scored) -> dict[str, str]:
+    """Scores for a table: pooled, by photo, by kind, and the paired difference from the baseline."""
     result = scored.result
     low, high = result["mean_iou_interval"]
+    by_photo = read_baseline()
+    baseline = np.stack([by_photo[photo] for photo in scored.photos])
 
     def difference(stack: np.ndarray) -> np.ndarray:
         mean_iou = metrics.score_stack(stack)["mean_iou"]
         return mean_iou[:, 0] - mean_iou[:, 1]
 
-    pair = np.stack([scored.confusions, baseline.confusions], axis=1)
+    pair = np.stack([scored.confusions, baseline], axis=1)
     worse, better = metrics.bootstrap_interval(pair, difference)
     values = {name: result[name] for name in SCORES}
     values |= {"mean_iou_low": low, "mean_iou_high": high}
     values["mean_iou_by_photo"] = result["per_photo"]["mean_iou"]
     values |= {f"mean_iou_{kind}": result["by_kind"][kind]["mean_iou"] for kind in ("motion", "defocus")}
     values["iou_blurred_defocus"] = result["by_kind"]["defocus"]["iou_blurred"]
-    values["minus_baseline"] = result["mean_iou"] - baseline.result["mean_iou"]
+    values["minus_baseline"] = result["mean_iou"] - metrics.scores(baseline.sum(0))["mean_iou"]
     values |= {"minus_low": worse, "minus_high": better}
     return {name: f"{value:.4f}" for name, value in values.items()}
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import tyro
@@ -77,7 +78,7 @@ def ways(net: nn.Module, card: Card, compiled: bool) -> dict[str, tuple[int, Cal
         found["fused bf16, 8 at a time"] = (EAGER_BATCH, fused(torch.bfloat16))
         found["fused bf16"] = (batch, fused(torch.bfloat16))
         if compiled:
-            best = torch.compile(plain, dynamic=False, options={"freezing": True})
+            best = cast(nn.Module, torch.compile(plain, dynamic=False, options={"freezing": True}))
             found["compiled bf16"] = (batch, autocast(best, torch.bfloat16))
     if card.ranges and has_fast_int8():
         dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
@@ -115,8 +116,8 @@ def main() -> int:
     products = []
     for _ in range(ROUNDS):
         products.append(seconds_each(torch.matmul, half, half) * MATRIX)
-        for which, run in runs.items():
-            taken[which].append(run())
+        for which, run_all in runs.items():
+            taken[which].append(run_all())
     # How the default runs here; it has no ranges for int8.
     usual = "fused bf16" if (DEFAULT_MODEL, "fused bf16") in taken else "fused fp32"
     product = 2 * MATRIX**3 / statistics.median(products) / 1e9

@@ -1,14 +1,15 @@
 """What a recipe gives on photos that it didn't see: ``python -m benchmarks.out_of_fold FOLDS NAME``.
 
 FOLDS is what ``jobs.train … --folds K`` wrote. Each fold's model marks the photos that it held out, so every
-training photo is marked once by a network that never saw it. From these maps alone come the fold scores
-(kfold.csv), how far a probability can be believed and the temperature that mends it (calibration.csv), and
-what the verdict does to whole-frame blur (verdict_thresholds.csv). Kinds weigh alike in the last two.
+training photo is marked once by a network that never saw it. What was counted is kept (fold_photos.csv,
+fold_margins.csv), so that folds may be trained and marked one by one, on several machines. From these counts
+alone come the fold scores (kfold.csv), how far a probability can be believed and the temperature that mends
+it (calibration.csv), and what the verdict does to whole-frame blur (verdict_thresholds.csv). Kinds weigh
+alike in the last two.
 """
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,10 @@ from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 BINS = 20
 # Every eighth pixel of every eighth row: neighbours tell little that is new.
 STEP = 8
+# Logits of blurred are counted in steps of a twentieth, from -MARGIN_STEPS/20 to MARGIN_STEPS/20.
+STEPS_PER_LOGIT = 20
+MARGIN_STEPS = 320
+CELLS = ("tn", "fp", "fn", "tp")
 BLURRED_ABOVE = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
@@ -45,39 +50,48 @@ class Settings:
 
 @dataclass(frozen=True)
 class Marked:
-    """One held-out photo: its kind and fold, the confusion matrix, some pixels, and its blurred twin."""
+    """One held-out photo: its confusion matrix, shares of pixels called blurred, of its blurred twin too."""
 
+    photo: str
     kind: str
     fold: int
     confusion: np.ndarray  # int64 [2, 2]
-    probability: np.ndarray  # float32 [pixels], the sample
-    truth: np.ndarray  # bool [pixels]
     truly_blurred: float
     blurred_fraction: float
     twin_blurred_fraction: float  # of the photo blurred as a whole
-    kind_said: str | None
+    kind_said: str
 
 
-def mark(model: Model, photo: LabelledPhoto, fold: int, rng: np.random.Generator) -> Marked:
-    """Mark a photo and its twin."""
+def mark(
+    model: Model, photo: LabelledPhoto, fold: int, rng: np.random.Generator
+) -> tuple[Marked, np.ndarray]:
+    """Mark a photo and its twin; also the shares of pixels by truth and margin, float64 [2, steps]."""
     pixels, mask = read_pair(photo)
     truth = mask > 0
     # The temperature is what is looked for.
     assert model.card.temperature == 1
     probability, kinds = predict(model, pixels)
     twin, _ = whole_frame_blur(pixels, rng)
-    sample = np.s_[::STEP, ::STEP]
-    return Marked(
+    marked = Marked(
+        photo=photo.name,
         kind=photo.kind,
         fold=fold,
         confusion=metrics.confusion(probability >= 0.5, truth),
-        probability=probability[sample].ravel(),
-        truth=truth[sample].ravel(),
         truly_blurred=float(truth.mean()),
         blurred_fraction=float((probability >= 0.5).mean()),
         twin_blurred_fraction=float((predict(model, twin)[0] >= 0.5).mean()),
-        kind_said=None if kinds is None else BLUR_KINDS[int(kinds.argmax())],
+        kind_said="" if kinds is None else BLUR_KINDS[int(kinds.argmax())],
     )
+    sample = np.s_[::STEP, ::STEP]
+    return marked, margin_shares(probability[sample].ravel(), truth[sample].ravel())
+
+
+def margin_shares(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Shares of pixels that are sharp (0) and blurred (1) by step of the logit, float64 [2, steps]."""
+    step = np.rint(logit(probability.astype(np.float64)) * STEPS_PER_LOGIT)
+    step = step.clip(-MARGIN_STEPS, MARGIN_STEPS).astype(np.int64) + MARGIN_STEPS
+    steps = 2 * MARGIN_STEPS + 1
+    return np.bincount(truth * steps + step, minlength=2 * steps).reshape(2, steps) / truth.size
 
 
 def predict(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -94,23 +108,72 @@ def predict(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | 
     return probability, None if kinds is None else kinds[0]
 
 
-def mark_all(folds: Path) -> Iterator[Marked]:
-    """Mark every photo with the model of the fold that held it out."""
+def mark_fold(folder: Path, fold: int) -> tuple[list[Marked], dict[str, np.ndarray]]:
+    """Mark the photos that a fold held out; also their ``margin_shares``, summed by kind."""
     photos = {photo.name: photo for photo in read_dataset(str(data_folder() / "blurraw"), "train")}
-    for fold, folder in enumerate(sorted(folds.glob("fold-*"))):
-        model = load(str(folder / "model"))
-        held_out = model.card.data["validation_photos"]
-        for number, name in enumerate(held_out):
-            yield mark(model, photos[name], fold, np.random.default_rng([fold, number]))
-        print(f"{folder.name}: {len(held_out)} photos", file=sys.stderr)
+    model = load(str(folder / "model"))
+    marked, shares = [], dict.fromkeys(BLUR_KINDS, np.zeros(()))
+    for number, name in enumerate(model.card.data["validation_photos"]):
+        one, its_shares = mark(model, photos[name], fold, np.random.default_rng([fold, number]))
+        marked.append(one)
+        shares[one.kind] = shares[one.kind] + its_shares
+    print(f"{folder.name}: {len(marked)} photos", file=sys.stderr)
+    return marked, shares
 
 
-def weights(marked: list[Marked]) -> np.ndarray:
-    """Weight of each sampled pixel: photos of a kind share one half, whatever their number and size."""
-    count = {kind: sum(m.kind == kind for m in marked) for kind in BLUR_KINDS}
-    return np.concatenate(
-        [np.full(m.truth.size, 0.5 / count[m.kind] / m.truth.size, np.float64) for m in marked]
-    )
+def photo_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
+    """What is kept of each photo."""
+    rows = []
+    for one in marked:
+        row = {"model": name, "fold": one.fold, "photo": one.photo, "kind": one.kind}
+        row |= dict(zip(CELLS, one.confusion.ravel().tolist(), strict=True))
+        fields = ("truly_blurred", "blurred_fraction", "twin_blurred_fraction")
+        row |= {field: f"{getattr(one, field):.5f}" for field in fields}
+        rows.append({**row, "kind_said": one.kind_said})
+    return rows
+
+
+def read_photos(name: str) -> list[Marked]:
+    """What was kept of a model's photos."""
+    return [
+        Marked(
+            photo=row["photo"],
+            kind=row["kind"],
+            fold=int(row["fold"]),
+            confusion=np.array([int(row[cell]) for cell in CELLS]).reshape(2, 2),
+            truly_blurred=float(row["truly_blurred"]),
+            blurred_fraction=float(row["blurred_fraction"]),
+            twin_blurred_fraction=float(row["twin_blurred_fraction"]),
+            kind_said=row["kind_said"],
+        )
+        for row in read_csv("fold_photos")
+        if row["model"] == name
+    ]
+
+
+def margin_rows(name: str, fold: int, shares: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What is kept of the pixels: steps that occur, in shares of photos."""
+    rows = []
+    for kind, its_shares in shares.items():
+        for step in np.flatnonzero(its_shares.any(0)):
+            row = {"model": name, "fold": fold, "kind": kind, "step": step - MARGIN_STEPS}
+            sharp, blurred = its_shares[:, step]
+            rows.append({**row, "sharp": f"{sharp:.6f}", "blurred": f"{blurred:.6f}"})
+    return rows
+
+
+def read_margins(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A model's logits of blurred, float64 [n], and the weights of sharp and of blurred pixels, [2, n].
+
+    Photos of a kind share one half, whatever their number and size.
+    """
+    rows = [row for row in read_csv("fold_margins") if row["model"] == name]
+    margin = np.array([int(row["step"]) / STEPS_PER_LOGIT for row in rows])
+    weight = np.array([[float(row[truth]) for row in rows] for truth in ("sharp", "blurred")])
+    kind = np.array([row["kind"] for row in rows])
+    for its in BLUR_KINDS:
+        weight[:, kind == its] *= 0.5 / weight[:, kind == its].sum()
+    return margin, weight
 
 
 def fold_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
@@ -136,38 +199,33 @@ def fold_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
     return rows
 
 
-def best_temperature(margin: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
-    """The divisor of the logits with the least cross-entropy.
-
-    Args:
-        margin: float64 [pixels], logit of blurred.
-        truth: bool [pixels].
-        weight: float64 [pixels].
-    """
+def best_temperature(margin: np.ndarray, weight: np.ndarray) -> float:
+    """The divisor of the logits with the least cross-entropy; see ``read_margins``."""
 
     def cross_entropy(temperature: float) -> float:
-        signed = np.where(truth, -margin, margin) / temperature
-        return float((weight * np.logaddexp(0, signed)).sum() / weight.sum())
+        signed = np.stack([margin, -margin]) / temperature
+        return float((weight * np.logaddexp(0, signed)).sum())
 
     return float(optimize.minimize_scalar(cross_entropy, bounds=(0.2, 5.0), method="bounded").x)
 
 
 def calibration_rows(
-    name: str, temperature: float, probability: np.ndarray, truth: np.ndarray, weight: np.ndarray
+    name: str, temperature: float, margin: np.ndarray, weight: np.ndarray
 ) -> list[dict[str, Any]]:
     """How often pixels of a probability are blurred; the weighted gap is the calibration error."""
+    probability = expit(margin / temperature)
     index = np.minimum((probability * BINS).astype(int), BINS - 1)
-    share = np.bincount(index, weight, BINS)
-    said = np.bincount(index, weight * probability, BINS) / np.maximum(share, 1e-12)
-    found = np.bincount(index, weight * truth, BINS) / np.maximum(share, 1e-12)
-    error = float((share * np.abs(said - found)).sum() / share.sum())
+    share = np.bincount(index, weight.sum(0), BINS)
+    said = np.bincount(index, weight.sum(0) * probability, BINS) / np.maximum(share, 1e-12)
+    found = np.bincount(index, weight[1], BINS) / np.maximum(share, 1e-12)
+    error = float((share * np.abs(said - found)).sum())
     return [
         {
             "model": name,
             "temperature": f"{temperature:.3f}",
             "calibration_error": f"{error:.4f}",
             "from": f"{low / BINS:.2f}",
-            "share": f"{share[low] / share.sum():.4f}",
+            "share": f"{share[low]:.4f}",
             "probability": f"{said[low]:.4f}",
             "blurred": f"{found[low]:.4f}",
         }
@@ -201,46 +259,47 @@ def verdict_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
     return rows
 
 
-def history_rows(name: str, folds: Path) -> list[dict[str, Any]]:
-    """Loss and validation score of each epoch of each fold."""
+def history_rows(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Loss and validation score of each epoch of a fold."""
     rows = []
-    for folder in sorted(folds.glob("fold-*")):
-        for epoch in json.loads((folder / "history.json").read_text()):
-            score = epoch.get("val_mean_iou")
-            rows.append(
-                {
-                    "model": name,
-                    "run": f"{name} {folder.name}",
-                    "epoch": epoch["epoch"],
-                    "loss": f"{epoch['loss']:.4f}",
-                    "val_mean_iou": "" if score is None else f"{score:.4f}",
-                }
-            )
+    for epoch in json.loads((folder / "history.json").read_text()):
+        score = epoch.get("val_mean_iou")
+        rows.append(
+            {
+                "model": name,
+                "run": f"{name} {folder.name}",
+                "epoch": epoch["epoch"],
+                "loss": f"{epoch['loss']:.4f}",
+                "val_mean_iou": "" if score is None else f"{score:.4f}",
+            }
+        )
     return rows
 
 
-def replace_rows(table: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of this model into a table beside those of the others."""
-    kept = [row for row in read_csv(table) if row["model"] != name]
+def replace_rows(table: str, rows: list[dict[str, Any]], *same: str) -> None:
+    """Write rows into a table instead of those with the same values in the columns ``same``."""
+    new = {tuple(str(row[column]) for column in same) for row in rows}
+    kept = [row for row in read_csv(table) if tuple(row[column] for column in same) not in new]
     write_csv(table, [*kept, *rows])
 
 
 def main() -> int:
-    """Mark, measure and write the tables."""
+    """Mark what folds are there, keep what was counted, and write the tables of all that was kept."""
     settings = tyro.cli(Settings, description=__doc__)
-    marked = list(mark_all(settings.folds))
     name = settings.name
-    replace_rows("training_curves", name, history_rows(name, settings.folds))
-    replace_rows("kfold", name, fold_rows(name, marked))
-    weight = weights(marked)
-    truth = np.concatenate([m.truth for m in marked])
-    probability = np.concatenate([m.probability for m in marked]).astype(np.float64)
-    margin = logit(probability.clip(1e-7, 1 - 1e-7))
-    temperature = best_temperature(margin, truth, weight)
-    rows = calibration_rows(name, 1.0, probability, truth, weight)
-    rows += calibration_rows(name, temperature, expit(margin / temperature), truth, weight)
-    replace_rows("calibration", name, rows)
-    replace_rows("verdict_thresholds", name, verdict_rows(name, marked))
+    for folder in sorted(settings.folds.glob("fold-*")):
+        fold = int(folder.name.removeprefix("fold-"))
+        marked, shares = mark_fold(folder, fold)
+        replace_rows("fold_photos", photo_rows(name, marked), "model", "fold")
+        replace_rows("fold_margins", margin_rows(name, fold, shares), "model", "fold")
+        replace_rows("training_curves", history_rows(name, folder), "model", "run")
+    photos = read_photos(name)
+    replace_rows("kfold", fold_rows(name, photos), "model")
+    margin, weight = read_margins(name)
+    temperature = best_temperature(margin, weight)
+    rows = calibration_rows(name, 1.0, margin, weight) + calibration_rows(name, temperature, margin, weight)
+    replace_rows("calibration", rows, "model")
+    replace_rows("verdict_thresholds", verdict_rows(name, photos), "model")
     print(json.dumps({"temperature": temperature}))
     return 0
 

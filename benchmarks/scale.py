@@ -239,10 +239,13 @@ def run_step(step: str, known: int, folder: Path) -> dict[str, Any]:
     """Measure one step in this process; ``folder`` holds the audits ``small`` and ``large``."""
     with contextlib.ExitStack() as stack:
         work: Callable[[Any], None]
+        small: Any  # photos to list, or an audit's folder
+        large: Any
         if step.startswith("list"):
             work, small, large = (list_stub if step == "list" else list_server), 100, known
         else:
-            small, large = folder / "small", folder / "large"
+            small = folder / "small"
+            large = folder / "large"
             if step == "subtract":
                 import ray
 
