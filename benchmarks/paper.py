@@ -18,7 +18,7 @@ from benchmarks.comparison import SYSTEMS
 DOCS = Path(__file__).parent.parent / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (
-    *("comparison", "ablation", "kfold", "training_curves"),
+    *("scores", "comparison", "ablation", "kfold", "training_curves"),
     *("pr_curves", "calibration", "verdict_thresholds"),
 )
 Row = dict[str, str]
@@ -39,6 +39,17 @@ def difference(row: Row) -> str:
 
 BY_KIND: Columns = {"motion": "mean_iou_motion", "defocus": "mean_iou_defocus"}
 COLUMNS: dict[str, Columns] = {
+    "scores": {
+        "method": "method",
+        "mean IoU": interval,
+        "by photo": "mean_iou_per_photo",
+        "on BlurDB2": "mean_iou_blurdb2",
+        "pixel accuracy": "pixel_accuracy",
+        "mean accuracy": "mean_accuracy",
+        **{kind: f"mean_iou_{kind}" for kind in ("motion", "defocus")},
+        "blur's IoU, defocus": "iou_blurred_defocus",
+        "kind, balanced accuracy": "kind_balanced_accuracy",
+    },
     "comparison": {
         **{name: name for name in ("system", "start", "crops")},
         "M parameters": "parameters_m",
@@ -147,6 +158,9 @@ def main() -> int:
     for name, path in pictures.items():
         (DOCS / path).write_text(vl_convert.vegalite_to_svg(PICTURES[name](results[name]).to_dict()))
     tables = {name: markdown(results[name], columns) for name, columns in COLUMNS.items()}
+    tables["scores"] = markdown(
+        [row for row in results["scores"] if row["threshold"] == "0.5"], COLUMNS["scores"]
+    )
     # One line of the calibration's bins is enough: the error is that of all.
     firsts = [row for row in results["calibration"] if row["from"] == "0.00"]
     tables["calibration"] = markdown(firsts, COLUMNS["calibration"])

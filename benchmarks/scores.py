@@ -1,7 +1,7 @@
 """Score the shipped models and the peers' maps on BlurRaw's test photos: ``python -m benchmarks.scores``.
 
-Every row comes from ``jobs.evaluate``; a model's card quotes its row. Only the balanced accuracy of the kind
-of blur is taken here.
+Every row comes from ``jobs.evaluate``; a model's card quotes its row. Models are scored on the paper's
+BlurDB2, windows of 256² of these photos, too. Only the balanced accuracy of the kind of blur is taken here.
 """
 
 import sys
@@ -32,13 +32,24 @@ def kind_balanced_accuracy(name: str) -> float:
     return float(balanced_accuracy_score([photo.kind for photo in photos], said))
 
 
+def mean_iou_of_patches(name: str, patches: str, out: str) -> float:
+    """Mean IoU of a patch dataset's test photos, by one confusion matrix."""
+    result = run(
+        "jobs.evaluate", patches, "--model", name, "--split", "test", "--out", f"{out}/{name}-patches"
+    )
+    return result["mean_iou"]
+
+
 def main() -> int:
     """Evaluate all and write results/scores.csv."""
     data = data_folder()
     rows = []
     with tempfile.TemporaryDirectory() as out:
+        blurdb2 = f"{out}/blurdb2"
+        run("jobs.prepare", str(data / "blurraw"), "--cut", "blurdb2", "--split", "test", "--out", blurdb2)
         for name in (*shipped_models(), *PEERS):
             kinds = "" if name in PEERS else f"{kind_balanced_accuracy(name):.4f}"
+            on_patches = "" if name in PEERS else f"{mean_iou_of_patches(name, blurdb2, out):.5f}"
             what = ["--maps", str(data / "peer_maps" / name)] if name in PEERS else ["--model", name]
             for threshold in ("0.5", "otsu"):
                 arguments = [str(data / "blurraw"), *what, "--split", "test", "--threshold", threshold]
@@ -56,6 +67,7 @@ def main() -> int:
                         "mean_iou_motion": f"{result['by_kind']['motion']['mean_iou']:.5f}",
                         "mean_iou_defocus": f"{result['by_kind']['defocus']['mean_iou']:.5f}",
                         "iou_blurred_defocus": f"{result['by_kind']['defocus']['iou_blurred']:.5f}",
+                        "mean_iou_blurdb2": on_patches,
                         "kind_balanced_accuracy": kinds,
                     }
                 )

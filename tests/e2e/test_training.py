@@ -96,6 +96,18 @@ def test_two_workers_train_a_model_that_evaluates(
 
 
 @pytest.mark.long
+def test_one_worker_gives_the_same_weights_again(
+    patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digests = []
+    for name, seed in (("first", "0"), ("again", "0"), ("another seed", "1")):
+        command = [*arguments(patches, tmp_path / name, 2), "--seed", seed]
+        assert train.main(command) == 0
+        digests.append(last_line(capfd.readouterr().out)["digest"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("recipe", "epochs_before"),
     [
