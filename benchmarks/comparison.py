@@ -54,13 +54,14 @@ SYSTEMS = (
 
 
 def system_row(lab: Lab, system: Experiment, refine: str = "none") -> dict[str, str]:
-    """Train a system at its own rate, score it and say what it costs."""
+    """Train a system at its own rate, score it and say what it costs, its refinement aside."""
     experiment = with_rate(system, lab.probe(replace(system, recipe=START)))
     trained = lab.train(experiment)
+    scores = score_columns(lab.score(experiment, refine))
     row = {"start": "ImageNet" if system.pretrained else "scratch"}
+    # Last, when no worker is left that computes.
     row |= {**recipe_columns(experiment.recipe), **cost_columns(system.arch)}
-    row["crops_per_second"] = str(trained["samples_per_second"])
-    return {**row, **score_columns(lab.score(experiment, refine))}
+    return {**row, "crops_per_second": str(trained["samples_per_second"]), **scores}
 
 
 def peer_row(lab: Lab, peer: str) -> dict[str, str]:
