@@ -31,9 +31,9 @@ from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 BINS = 20
 # Every eighth pixel of every eighth row: neighbours tell little that is new.
 STEP = 8
-# Logits of blurred are counted in steps of a twentieth, from -MARGIN_STEPS/20 to MARGIN_STEPS/20.
-STEPS_PER_LOGIT = 20
-MARGIN_STEPS = 320
+# Logits of blurred are counted in steps of a tenth, from -16 to 16.
+STEPS_PER_LOGIT = 10
+MARGIN_STEPS = 160
 CELLS = ("tn", "fp", "fn", "tp")
 BLURRED_ABOVE = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
