@@ -117,6 +117,7 @@ paper: install  ## Train and score all of the paper's systems (15 hours on 2 cor
 	$(PY) -m benchmarks.comparison --out $(PAPER)/tables --weights "$(WEIGHTS)"
 	$(PY) -m benchmarks.ablation --out $(PAPER)/tables --weights "$(WEIGHTS)"
 	$(PY) -m benchmarks.curves
+	$(PY) -m benchmarks.failures
 	$(PY) -m benchmarks.paper
 
 # Not in the lock: pip and the project itself; what accelerates torch (torch asks for the exact versions

@@ -46,12 +46,14 @@ class BDNet(nn.Module):
 
 
 class TypedBDNet(nn.Module):
-    """BDNet with one mask channel per kind of blur: every pixel is sharp, motion or defocus."""
+    """BDNet on ResNet-18 with one mask channel per kind of blur: every pixel is sharp, motion or defocus."""
 
-    def __init__(self, encoder: str = "resnet18") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = ResNetEncoder(encoder)
-        self.decoder = FCN2sDecoder(ENCODERS[encoder].channels, TOPS[encoder], classes=1 + len(BLUR_KINDS))
+        self.encoder = ResNetEncoder("resnet18")
+        self.decoder = FCN2sDecoder(
+            ENCODERS["resnet18"].channels, TOPS["resnet18"], classes=1 + len(BLUR_KINDS)
+        )
 
     def forward(self, images: Tensor) -> Output:
         """Score normalised float images N×3×H×W of any size."""

@@ -14,8 +14,8 @@ CARD_FILE = "card.json"
 # Raise it when ``preprocess.normalize`` gives the network other values: models are bound to it.
 PREPROCESSING_VERSION = "1"
 # Raised when a network of the same weights says something else: its photos are audited anew. Version 2:
-# odd sides are enlarged without a shift.
-ARCH_VERSIONS = {"bdnet-topdown": "2"}
+# odd sides are enlarged without a shift; DSS pools as published.
+ARCH_VERSIONS = {"bdnet-topdown": "2", "dss": "2", "dss-resnet18": "2"}
 WORKING_SIZE = 640  # long side, pixels
 
 

@@ -56,6 +56,11 @@ def enlarge(features: Tensor, times: int, like: Tensor) -> Tensor:
     return enlarged[..., :height, :width]
 
 
+def resize(features: Tensor, like: Tensor) -> Tensor:
+    """Interpolate N×C×h×w to the height and width of ``like``, whatever the strides of the two."""
+    return functional.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def score(channels: int, classes: int = CLASSES) -> nn.Conv2d:
     """1×1 class scores, Xavier with gain √2 and bias 0.1."""
     conv = nn.Conv2d(channels, classes, kernel_size=1)

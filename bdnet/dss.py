@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bdnet.decoder import resize
 from bdnet.output import Output
+from bdnet.vgg import VGG16Encoder
 
 # Of each side, shallow to deep: channels and kernel of its two convolutions.
 SIDES = ((128, 3), (128, 3), (256, 5), (256, 5), (512, 5), (512, 7))
@@ -20,13 +21,23 @@ HEARS = {0: (5, 4, 3, 2), 1: (5, 4, 3, 2), 2: (5, 4), 3: (5, 4)}
 TESTED = (2, 3, 4)
 
 
+class DSSEncoder(VGG16Encoder):
+    """VGG16 whose last two poolings overlap, as published: 3×3 in place of 2×2."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_norm=False)
+        poolings = [index for index, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        for index in poolings[-2:]:
+            self.features[index] = nn.MaxPool2d(3, stride=2, padding=1)
+
+
 class DSS(nn.Module):
     """Six side outputs and their fusion, one channel each: the logit of blurred."""
 
     def __init__(self, encoder: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.pool = nn.MaxPool2d(3, stride=1, padding=1)
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1)
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(inputs, count, kernel, padding=kernel // 2),
@@ -54,9 +65,9 @@ class DSS(nn.Module):
         sides = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
         # From deep to shallow: what is heard has itself heard.
         for index in sorted(HEARS, reverse=True):
-            heard = [enlarge(sides[other], sides[index]) for other in HEARS[index]]
+            heard = [resize(sides[other], sides[index]) for other in HEARS[index]]
             sides[index] = self.joins[index](torch.cat([sides[index], *heard], dim=1))
-        maps = [enlarge(side, images) for side in sides]
+        maps = [resize(side, images) for side in sides]
         fused = self.fuse(torch.cat(maps, dim=1))
         if self.training:
             # The paper adds up the losses of all sides and of the fusion.
@@ -69,8 +80,3 @@ class DSS(nn.Module):
 def two_class(blurred: Tensor) -> Tensor:
     """Logits N×1×H×W of blurred as N×2×H×W over (sharp, blurred): their softmax is the sigmoid."""
     return torch.cat([torch.zeros_like(blurred), blurred], dim=1)
-
-
-def enlarge(scores: Tensor, like: Tensor) -> Tensor:
-    """Interpolate N×C×h×w to the height and width of ``like``."""
-    return functional.interpolate(scores, like.shape[-2:], mode="bilinear", align_corners=False)

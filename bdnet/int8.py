@@ -21,7 +21,7 @@ INT8_ARCHITECTURES = ("bdnet-topdown-slim",)
 LEVELS = 255  # the largest uint8
 WEIGHT_LEVELS = 127
 # Not replaced by an ``Int8Conv``: the stem and its score are of their own kind, the others are no work.
-LEFT = ("encoder.conv1", "stem_score.", "context.bins.", "score.", "sides.")
+NOT_QUANTIZED = ("encoder.conv1", "stem_score.", "context.bins.", "score.", "sides.")
 
 # The first goes to the second alone, in modules that are named so.
 PAIRS = (
@@ -225,7 +225,7 @@ def _conv(net: nn.Module, name: str) -> FusedConv:
 def _replaced(net: nn.Module) -> list[str]:
     """Names of the convolutions that become ``Int8Conv``."""
     convs = [name for name, module in net.named_modules() if isinstance(module, FusedConv)]
-    return [name for name in convs if not name.startswith(LEFT)]
+    return [name for name in convs if not name.startswith(NOT_QUANTIZED)]
 
 
 def _chains(scales: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

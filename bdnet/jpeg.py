@@ -135,12 +135,6 @@ def _note_scan(header: bytes, missing: dict[int, list[int]]) -> list[int]:
     return components
 
 
-def _scan_end(data: bytes, start: int) -> int:
-    following = _MARKER.search(data, start)
-    # Without a marker the file was cut, or what it lost was filled up.
-    return following.start() if following else max(start, len(data.rstrip(b"\0\xff")))
-
-
 def _units(image: JpegImagePlugin.JpegImageFile, components: list[int]) -> int:
     """Return how many units (MCUs) a scan of these components has."""
     width, height = image.size

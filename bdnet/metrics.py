@@ -85,9 +85,8 @@ def bootstrap_interval(
     statistic: Callable[[np.ndarray], np.ndarray],
     samples: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of a score of the pooled matrix when the photos are drawn again with replacement.
+    """95 % interval of a score of the pooled matrix when the photos are drawn again with replacement.
 
     ``confusions``: int64 [photos, …, 2, 2]; ``statistic`` maps pooled int64 [samples, …, 2, 2] to [samples].
     Two methods beside each other in such a stack are drawn together: the interval of a paired difference.
@@ -101,7 +100,7 @@ def bootstrap_interval(
         np.bincount(draw.integers(photos, size=photos), minlength=photos) @ flat for _ in range(samples)
     ]
     values = statistic(np.stack(pooled).reshape(samples, *rest))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bdnet import vgg
 from bdnet.bdnet import TOPS, BDNet, TypedBDNet
-from bdnet.dss import DSS
+from bdnet.dss import DSS, DSSEncoder
 from bdnet.encoder import ENCODERS, ResNetEncoder
 from bdnet.fcn import FCN, FULLY_CONNECTED, FCNEncoder
 from bdnet.segnet import SegNet
@@ -24,7 +24,7 @@ class _PooledResNet(ResNetEncoder):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features = super().forward(images)
-        return [*features, functional.max_pool2d(features[-1], 2, ceil_mode=True)]
+        return [*features, functional.max_pool2d(features[-1], 3, stride=2, padding=1)]
 
 
 def _fcn_vgg(finest: int) -> FCN:
@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     **{f"fcn{stride}s-vgg16": partial(_fcn_vgg, stride) for stride in STRIDES},
     "unet": lambda: UNet(UNetEncoder(), UNET_CHANNELS),
     "segnet": SegNet,
-    "dss": lambda: DSS(vgg.VGG16Encoder(batch_norm=False), (*vgg.CHANNELS, vgg.CHANNELS[-1])),
+    "dss": lambda: DSS(DSSEncoder(), (*vgg.CHANNELS, vgg.CHANNELS[-1])),
     # The comparison's decoders on BDNet's encoder.
     "fcn2s-resnet18": lambda: FCN(ResNetEncoder("resnet18"), _RESNET18, finest=2),
     "unet-resnet18": lambda: UNet(ResNetEncoder("resnet18"), _RESNET18),

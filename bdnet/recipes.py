@@ -20,7 +20,7 @@ class Recipe:
     weight_decay: float
     batch_size: int
     epochs: int
-    # Epochs during which the encoder stays as it was loaded.
+    # Epochs during which what the encoder was loaded with stays as it is.
     frozen_epochs: int
     kind_weight: float
     region_weight: float

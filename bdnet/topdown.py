@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdnet.decoder import enlarge, score
+from bdnet.decoder import enlarge, resize, score
 from bdnet.encoder import ENCODERS, ResNetEncoder
 from bdnet.output import BLUR_KINDS, Output
 
@@ -65,19 +65,18 @@ class TopDown(nn.Module):
     """Class scores of every pixel and of the photo's kind of blur.
 
     Args:
-        encoder: name in ``ENCODERS``.
         slim: pool the stem's maxima by three instead of two, so that all that follows costs four ninths while
             the stem, where blur is seen first, keeps its resolution; and smooth the finest features once
             instead of twice. The weights are a part of those of the whole network.
     """
 
-    def __init__(self, encoder: str = "resnet18", slim: bool = False) -> None:
+    def __init__(self, slim: bool = False) -> None:
         super().__init__()
-        stem, *levels = ENCODERS[encoder].channels[:-1]
+        stem, *levels = ENCODERS["resnet18"].channels[:-1]
         self.pooled_by = 3 if slim else 2
         pooling = nn.MaxPool2d(self.pooled_by, ceil_mode=True) if slim else None
         # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
-        self.encoder = ResNetEncoder(encoder, stages=3, pooling=pooling)
+        self.encoder = ResNetEncoder("resnet18", stages=3, pooling=pooling)
         self.deep = nn.Sequential(conv(levels[-1], DEEP, stride=2), Residual(DEEP, 1), Residual(DEEP, 2))
         self.context = Context(DEEP, WIDTH)
         self.laterals = nn.ModuleList(conv(channels, WIDTH, kernel=1) for channels in levels)
@@ -116,8 +115,3 @@ class TopDown(nn.Module):
         weight = functional.adaptive_avg_pool2d(blurred, (level.shape[-2], level.shape[-1])) + 1e-3
         features = torch.cat([level, context], dim=1) * weight
         return self.kind(features.sum(dim=(2, 3)) / weight.sum(dim=(2, 3)))
-
-
-def resize(features: Tensor, like: Tensor) -> Tensor:
-    """Interpolate N×C×h×w to the height and width of ``like``."""
-    return functional.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)

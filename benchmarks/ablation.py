@@ -43,6 +43,7 @@ VARIANTS: tuple[tuple[str, Experiment], ...] = (
     ("start", Experiment("from scratch", _NET, START, pretrained=False)),
     ("cut", Experiment("BlurDB1", _NET, START, cut="blurdb1")),
     ("cut", Experiment("BlurDB2", _NET, START, cut="blurdb2")),
+    ("cut", Experiment("BlurDB2, plain", f"{_NET}-plain-nodropout", START, cut="blurdb2")),
     ("photos", Experiment("25 %", _NET, START, share=0.25)),
     ("photos", Experiment("50 %", _NET, START, share=0.5)),
     ("FCN on VGG16", Experiment("FCN-2s", "fcn2s-vgg16", START, pretrained=False)),

@@ -12,6 +12,10 @@ from typing import Any
 from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
+# Published maps of BlurRaw's test photos, in BDNET_DATA's peer_maps/.
+PEERS = ("EFPN", "EHS", "JNB")
+# A confusion matrix as columns.
+CELLS = ("tn", "fp", "fn", "tp")
 # Longer tables are for programs.
 SHOWN_ROWS = 50
 

@@ -13,7 +13,8 @@ from functools import partial
 
 import tyro
 
-from benchmarks.command import data_folder, run
+from bdnet.refine import Refinement
+from benchmarks.command import PEERS, data_folder, run
 from benchmarks.experiments import (
     BASELINE,
     START,
@@ -28,8 +29,7 @@ from benchmarks.experiments import (
     with_rate,
 )
 
-REFINEMENTS = ("crf", "superpixels")
-PEERS = ("EFPN", "EHS", "JNB")
+REFINEMENTS: tuple[Refinement, ...] = ("crf", "superpixels")
 # U-Net needs twenty times BDNet's multiplications for a crop.
 EQUAL_COMPUTE = 20
 
@@ -53,14 +53,14 @@ SYSTEMS = (
 )
 
 
-def system_row(lab: Lab, system: Experiment, refine: str = "none") -> dict[str, str]:
-    """Train a system at its own rate, score it and say what it costs, its refinement aside."""
+def system_row(lab: Lab, system: Experiment, refine: Refinement = "none") -> dict[str, str]:
+    """Train a system at its own rate, score it and say what it costs."""
     experiment = with_rate(system, lab.probe(replace(system, recipe=START)))
     trained = lab.train(experiment)
     scores = score_columns(lab.score(experiment, refine))
     row = {"start": "ImageNet" if system.pretrained else "scratch"}
     # Last, when no worker is left that computes.
-    row |= {**recipe_columns(experiment.recipe), **cost_columns(system.arch)}
+    row |= {**recipe_columns(experiment.recipe), **cost_columns(system.arch, refine)}
     return {**row, "crops_per_second": str(trained["samples_per_second"]), **scores}
 
 

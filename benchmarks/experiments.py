@@ -1,8 +1,8 @@
 """Train and score one network after the other, for the tables of docs/paper.md; nothing is done twice.
 
-A row that is in results/ is done, wherever it was made: delete it to make it again. An experiment has a
-folder: the checkpoint of each epoch while it trains, ``model/`` when it is trained, ``test/`` when it is
-scored. The same command goes on where a killed one was.
+A row that is in results/ is done, wherever it was made. An experiment has a folder: the checkpoint of each
+epoch while it trains, ``model/`` when it is trained, ``test/`` when it is scored. The same command goes on
+where a killed one was. To make a row again, delete it and choose a new folder: its experiment's would answer.
 """
 
 import csv
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet import metrics
@@ -28,8 +29,11 @@ from bdnet.card import Card
 from bdnet.model import Model
 from bdnet.networks import build
 from bdnet.recipes import Recipe, equal_budget
-from benchmarks.command import data_folder, read_csv, run, write_csv
+from bdnet.refine import Refinement
+from bdnet.refine import refine as refined
+from benchmarks.command import CELLS, data_folder, read_csv, run, write_csv
 from pipeline import cluster
+from pipeline.dataset import read_dataset, read_pair
 from pipeline.training import TrainingSettings, train
 
 TERMS = "BlurRaw (Shi, Xu, Jia, CVPR 2014): given for research"
@@ -38,7 +42,6 @@ RATES = (3e-4, 1e-3, 3e-3)
 # A landscape photo at working size.
 HEIGHT, WIDTH = 448, 640
 SCORES = (*metrics.SCORES, "mae")
-CELLS = ("tn", "fp", "fn", "tp")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Lab:
         return folder
 
     def _share_of_blurraw(self, share: float) -> Path:
-        """A DATASET with the first photos of each kind in the index."""
+        """A DATASET with a share of each kind's photos, drawn at random; a larger one holds a smaller one."""
         whole, part = data_folder() / "blurraw", self.out / "patches" / f"blurraw-{round(100 * share)}"
         part.mkdir(parents=True, exist_ok=True)
         for name in ("images", "masks"):
@@ -96,10 +99,12 @@ class Lab:
                 os.symlink(whole / name, part / name)
         with (whole / "index.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+        # Neighbours in the index are often alike: its first photos would be a biased share.
+        rng = np.random.default_rng(0)
         kept = []
         for kind in sorted({row["kind"] for row in rows}):
             its = [row for row in rows if row["kind"] == kind]
-            kept += its[: round(share * len(its))]
+            kept += [its[index] for index in rng.permutation(len(its))[: round(share * len(its))]]
         with (part / "index.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
@@ -155,7 +160,7 @@ class Lab:
                 losses[rate] = float("inf")
         return min(losses, key=lambda rate: losses[rate])
 
-    def score(self, experiment: Experiment, refine: str = "none") -> "Scored":
+    def score(self, experiment: Experiment, refine: Refinement = "none") -> "Scored":
         """Score a trained network on the test photos with ``jobs.evaluate``."""
         folder = self.folder(experiment)
         out = folder / ("test" if refine == "none" else f"test-{refine}")
@@ -243,19 +248,24 @@ def score_columns(scored: Scored) -> dict[str, str]:
     return {name: f"{value:.4f}" for name, value in values.items()}
 
 
-def cost_columns(arch: str) -> dict[str, str]:
-    """Parameters, multiplications and time of one photo of 640×448 at the machine's default precision."""
+def cost_columns(arch: str, refine: Refinement = "none") -> dict[str, str]:
+    """Parameters, multiplications and time of one photo of 640×448 at the machine's default precision.
+
+    The time has the refinement in it, of a test photo: the map of a network that learned nothing is enough.
+    """
     with torch.device("meta"):
         net = build(arch).eval()
         photo = torch.empty(1, 3, HEIGHT, WIDTH)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(photo)
     model = Model(build(arch), Card(arch=arch, digest=""), "cpu")
-    image = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
+    pixels, _ = read_pair(read_dataset(str(data_folder() / "blurraw"), "test")[0])
+    pixels = np.array(Image.fromarray(pixels).resize((WIDTH, HEIGHT)))
     seconds = []
     for _ in range(6):
         began = time.perf_counter()
-        model.predict(image)
+        probability, _ = model.predict(pixels[None])
+        refined(pixels, probability[0], refine)
         seconds.append(time.perf_counter() - began)
     return {
         "parameters_m": f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f}",

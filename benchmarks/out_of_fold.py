@@ -25,7 +25,7 @@ from bdnet.augment import whole_frame_blur
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
 from bdnet.photo import size_at
-from benchmarks.command import data_folder, read_csv, write_csv
+from benchmarks.command import CELLS, data_folder, read_csv, write_csv
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 
 BINS = 20
@@ -34,7 +34,6 @@ STEP = 8
 # Logits of blurred are counted in steps of a tenth, from -16 to 16.
 STEPS_PER_LOGIT = 10
 MARGIN_STEPS = 160
-CELLS = ("tn", "fp", "fn", "tp")
 BLURRED_ABOVE = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
@@ -240,20 +239,19 @@ def verdict_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
     """
     rows = []
     for threshold in BLURRED_ABOVE:
-        found = wrongly = all_twins = 0.0
+        found = wrongly = 0.0
         for kind in BLUR_KINDS:
             its = [m for m in marked if m.kind == kind]
             sound = [m for m in its if m.truly_blurred <= threshold]
             found += float(np.mean([m.twin_blurred_fraction > threshold for m in its]))
             wrongly += float(np.mean([m.blurred_fraction > threshold for m in sound]))
-            all_twins += 1
         rows.append(
             {
                 "model": name,
                 "blurred_above": f"{threshold:.2f}",
-                "recall": f"{found / all_twins:.4f}",
+                "recall": f"{found / len(BLUR_KINDS):.4f}",
                 "precision": f"{found / max(found + wrongly, 1e-12):.4f}",
-                "wrongly_blurred": f"{wrongly / all_twins:.4f}",
+                "wrongly_blurred": f"{wrongly / len(BLUR_KINDS):.4f}",
             }
         )
     return rows
@@ -294,6 +292,12 @@ def main() -> int:
         replace_rows("fold_margins", margin_rows(name, fold, shares), "model", "fold")
         replace_rows("training_curves", history_rows(name, folder), "model", "run")
     photos = read_photos(name)
+    scored = {row["fold"] for row in read_csv("kfold") if row["model"] == name} - {"all"}
+    if lost := sorted(scored - {str(one.fold) for one in photos}):
+        sys.exit(
+            f"kfold.csv has fold {', '.join(lost)} of {name}, but fold_photos.csv doesn't: mark it again, or "
+            "delete its rows from kfold.csv"
+        )
     replace_rows("kfold", fold_rows(name, photos), "model")
     margin, weight = read_margins(name)
     temperature = best_temperature(margin, weight)

@@ -11,6 +11,7 @@ import altair as alt
 import jinja2
 import vl_convert
 
+from bdnet.card import shipped_models
 from benchmarks.ablation import VARIANTS
 from benchmarks.command import read_csv
 from benchmarks.comparison import SYSTEMS
@@ -19,8 +20,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (
     *("scores", "comparison", "ablation", "kfold", "training_curves"),
-    *("pr_curves", "calibration", "verdict_thresholds"),
+    *("pr_curves", "calibration", "verdict_thresholds", "archive_auc", "failures"),
 )
+FOLDS = 3
 Row = dict[str, str]
 # A column's title to a field's name, or to a function of the row.
 Columns = dict[str, str | Callable[[Row], str]]
@@ -35,6 +37,11 @@ def difference(row: Row) -> str:
     """Points of mean IoU beside the baseline, with the paired interval."""
     values = [100 * float(row[name]) for name in ("minus_baseline", "minus_low", "minus_high")]
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*values)
+
+
+def percent(name: str) -> Callable[[Row], str]:
+    """A share as per cent."""
+    return lambda row: f"{100 * float(row[name]):.1f} %"
 
 
 BY_KIND: Columns = {"motion": "mean_iou_motion", "defocus": "mean_iou_defocus"}
@@ -75,6 +82,18 @@ COLUMNS: dict[str, Columns] = {
         **BY_KIND,
         "kind, balanced accuracy": "kind_balanced_accuracy",
     },
+    "archive_auc": {
+        **{name: name for name in ("method", "photos")},
+        "AUC": "auc",
+        "kind, balanced accuracy": "kind_balanced_accuracy",
+    },
+    "failures": {
+        "where": "region",
+        "of all pixels": percent("share_of_pixels"),
+        "of all wrong pixels": percent("share_of_wrong"),
+        "wrong there": percent("wrong"),
+        "wrong after the CRF": percent("wrong_after_crf"),
+    },
     "calibration": {"model": "model", "temperature": "temperature", "error": "calibration_error"},
     "verdict_thresholds": {
         "model": "model",
@@ -99,16 +118,34 @@ def markdown(rows: list[Row], columns: Columns) -> str:
 
 
 def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
-    """By table the rows that no training has filled yet; both tables take hours and grow row by row."""
+    """By table the rows that no training has filled yet; these tables take hours and grow row by row."""
     systems = {row["system"] for row in results["comparison"]}
     variants = {(row["changed"], row["to"]) for row in results["ablation"]}
+    folds = {(row["model"], row["fold"]) for row in results["kfold"]}
     return {
+        "kfold": [
+            f"{model}, fold {fold}"
+            for model in shipped_models()
+            for fold in range(FOLDS)
+            if (model, str(fold)) not in folds
+        ],
         "comparison": [system.name for system in SYSTEMS if system.name not in systems],
         "ablation": [
             f"{changed}: {variant.name}"
             for changed, variant in VARIANTS
             if (changed, variant.name) not in variants
         ],
+    }
+
+
+def answers(results: dict[str, list[Row]]) -> dict[str, dict[str, str]]:
+    """What the tables say to the paper's claims: by table and row a mean IoU or a difference, or a share."""
+    systems = {row["system"]: row for row in results["comparison"]}
+    return {
+        "models": {row["method"]: interval(row) for row in results["scores"] if row["threshold"] == "0.5"},
+        "variants": {row["to"]: difference(row) for row in results["ablation"]},
+        "systems": {name: difference(row) for name, row in systems.items()},
+        "failures": {row["region"]: percent("wrong")(row) for row in results["failures"]},
     }
 
 
@@ -165,11 +202,16 @@ def main() -> int:
     firsts = [row for row in results["calibration"] if row["from"] == "0.00"]
     tables["calibration"] = markdown(firsts, COLUMNS["calibration"])
     template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=False, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     ).get_template("paper.md.j2")
-    failures = (DOCS / "images" / "failures.png").exists()
     text = template.render(
-        results=results, tables=tables, pictures=pictures, failures=failures, waiting=waiting(results)
+        results=results,
+        tables=tables,
+        pictures=pictures,
+        waiting=waiting(results),
+        answers=answers(results),
     )
     (DOCS / "paper.md").write_text(text)
     print("docs/paper.md")

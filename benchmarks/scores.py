@@ -10,14 +10,12 @@ import tempfile
 from sklearn.metrics import balanced_accuracy_score
 
 from bdnet.card import shipped_models
+from bdnet.metrics import SCORES
 from bdnet.model import load
 from bdnet.output import BLUR_KINDS
-from benchmarks.command import data_folder, run, write_csv
+from benchmarks.command import PEERS, data_folder, run, write_csv
 from benchmarks.out_of_fold import predict
 from pipeline.dataset import read_dataset, read_pair
-
-METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou", "iou_blurred", "f_beta", "mae")
-PEERS = ("EFPN", "EHS", "JNB")
 
 
 def kind_balanced_accuracy(name: str) -> float:
@@ -60,7 +58,7 @@ def main() -> int:
                         "method": name,
                         "threshold": threshold,
                         "photos": result["photos"],
-                        **{metric: f"{result[metric]:.5f}" for metric in METRICS},
+                        **{metric: f"{result[metric]:.5f}" for metric in (*SCORES, "mae")},
                         "mean_iou_low": f"{low:.5f}",
                         "mean_iou_high": f"{high:.5f}",
                         "mean_iou_per_photo": f"{result['per_photo']['mean_iou']:.5f}",

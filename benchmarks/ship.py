@@ -65,7 +65,10 @@ def main() -> int:
         arguments = [str(data_folder() / "blurraw"), "--model", settings.name, "--out", out]
         result = run("jobs.evaluate", *arguments)
     test = {name: result[name] for name in ("photos", *SCORES, "mae", "mean_iou_interval")}
-    card.scores["test"] = {"command": f"python -m jobs.evaluate BLURRAW --model {settings.name}", **test}
+    card.scores["test"] = {
+        "command": f"python -m jobs.evaluate BLURRAW --model {settings.name} --out OUT",
+        **test,
+    }
     (folder / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
     print(folder)
     return 0

@@ -36,7 +36,7 @@ class Settings:
     """Epochs; the recipe's own number when not given."""
     folds: int | None = None
     """Train K networks, each validated on another K-th of the photos; else one, validated on a tenth."""
-    all_photos: bool = False
+    all_photos: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Train on every photo and validate on none, once folds have shown what the recipe gives."""
     seed: int = 0
     """Seed of everything random."""

@@ -174,7 +174,6 @@ def _splits_of(shard: str) -> dict[str, int]:
 def _gather(
     inputs: Inputs, model: str | None, evaluation: Evaluation, shares: Shares
 ) -> list[dict[str, Any]]:
-    ray.data.DataContext.get_current().enable_progress_bars = False
     readers = len(inputs.tasks) if inputs.patches else -(-inputs.items // READ_ROWS)
     items = ray.data.from_items(inputs.tasks, override_num_blocks=readers).map_batches(
         read_patches if inputs.patches else read_photos,

@@ -7,7 +7,7 @@ import time
 class Progress:
     """Counts items and says so: on a terminal in one line each second, in a log file a line each ten."""
 
-    def __init__(self, what: str, total: int | None = None) -> None:
+    def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
         self._said_at = -1
         self._started = self._said = time.monotonic()
@@ -23,29 +23,25 @@ class Progress:
         """Items a second since the start."""
         return self.done / self.seconds if self.done else 0.0
 
-    def add(self, count: int, note: str = "") -> None:
-        """Count ``count`` more items; ``note`` goes behind the figures."""
+    def add(self, count: int) -> None:
+        """Count ``count`` more items."""
         self.done += count
         if time.monotonic() - self._said >= self._interval:
             self._said = time.monotonic()
-            self._say(note)
+            self._say()
 
-    def close(self, note: str = "") -> None:
+    def close(self) -> None:
         """Say the last figures, unless they were just said, and end the line."""
-        if self._said_at != self.done or note:
-            self._say(note)
+        if self._said_at != self.done:
+            self._say()
         if sys.stderr.isatty():
             print(file=sys.stderr)
 
-    def _say(self, note: str) -> None:
+    def _say(self) -> None:
         self._said_at = self.done
-        text = f"{self.what}: {self.done:,}"
-        if self.total is not None:
-            text += f" of {self.total:,}"
-        text += f", {self.rate:.1f}/s"
-        if self.total and self.done:
+        text = f"{self.what}: {self.done:,} of {self.total:,}, {self.rate:.1f}/s"
+        if self.done:
             text += f", {duration((self.total - self.done) / self.rate)} left"
-        text += f", {note}" if note else ""
         print(f"\r{text}\033[K" if sys.stderr.isatty() else text, file=sys.stderr, end="", flush=True)
         if not sys.stderr.isatty():
             print(file=sys.stderr, flush=True)

@@ -27,9 +27,9 @@ from scipy import ndimage
 from bdnet import photo
 from pipeline import storage
 from pipeline.delta import query, quoted
-from pipeline.fetch import classify
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
+from pipeline.storage_errors import classify
 from pipeline.view import NOT_AUDITED, PHOTOS, View, current_view, first, moment
 
 GALLERY_SIZE = 24

@@ -4,7 +4,7 @@ The audit table has exactly one row per (uri, etag, audit_digest). Measurements 
 status is ``ok``: a broken photo is never scored as blurry.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 
@@ -13,8 +13,8 @@ SCHEMA_VERSION = "1"
 FinalStatus = Literal["ok", "truncated", "unreadable", "unsupported", "too_large", "empty"]
 RetryableStatus = Literal["denied", "throttled", "timeout", "changed", "missing", "archived"]
 
-FINAL_STATUSES = ("ok", "truncated", "unreadable", "unsupported", "too_large", "empty")
-RETRYABLE_STATUSES = ("denied", "throttled", "timeout", "changed", "missing", "archived")
+FINAL_STATUSES: tuple[str, ...] = get_args(FinalStatus)
+RETRYABLE_STATUSES: tuple[str, ...] = get_args(RetryableStatus)
 
 UTC_TIME = pa.timestamp("us", tz="UTC")
 LOCAL_TIME = pa.timestamp("us")

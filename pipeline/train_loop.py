@@ -211,10 +211,10 @@ def _train_epoch(
     """One epoch; returns the mean loss of this worker."""
     recipe = config.recipe
     parallel.train()
-    encoder = net.get_submodule("encoder")
-    frozen = epoch < recipe.frozen_epochs
-    if frozen:
-        encoder.eval()
+    frozen = _frozen(config) if epoch < recipe.frozen_epochs else frozenset()
+    for name, module in net.named_modules():
+        if f"{name}.weight" in frozen:
+            module.eval()  # a normalisation keeps its statistics too
     total = 0.0
     for _ in range(config.steps_per_epoch):
         batch = next(batches)
@@ -229,8 +229,8 @@ def _train_epoch(
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if frozen:
-            for parameter in encoder.parameters():
+        for name, parameter in net.named_parameters():
+            if name in frozen:
                 parameter.grad = None
         optimizer.step()
         schedule.step()
@@ -238,6 +238,11 @@ def _train_epoch(
             averaged.update_parameters(net)
         total += loss.item()
     return total / config.steps_per_epoch
+
+
+def _frozen(config: LoopConfig) -> frozenset[str]:
+    """The encoder's tensors that were trained before; its others, still noise, learn from the start."""
+    return frozenset(name for name in config.pretrained if name.startswith("encoder."))
 
 
 def _validate(

@@ -125,13 +125,13 @@ def current_runs(layout: AuditLayout) -> list[Run]:
     Raises:
         ValueError: there is no run, or settings.json is not what an audit writes.
     """
-    runs = sorted(_runs(layout), key=_age)
+    runs = sorted(_runs(layout), key=_began)
     if not runs:
         raise ValueError(
             f"no audit at {layout.out}: it has no runs/*/settings.json. Give the --out of an audit."
         )
     latest = {_origin(run.source): run for run in runs if run.listing_complete}
-    return sorted(latest.values(), key=_age, reverse=True) or runs[-1:]
+    return sorted(latest.values(), key=_began, reverse=True) or runs[-1:]
 
 
 def previous_listing(layout: AuditLayout, source: str) -> list[str]:
@@ -143,7 +143,7 @@ def previous_listing(layout: AuditLayout, source: str) -> list[str]:
         ValueError: a settings.json is not what an audit writes.
     """
     runs = [run for run in _runs(layout) if run.listing_complete and _origin(run.source) == _origin(source)]
-    return _shards(layout, max(runs, key=_age)) if runs else []
+    return _shards(layout, max(runs, key=_began)) if runs else []
 
 
 def lost(before: Sequence[str], now: Sequence[str]) -> int:
@@ -299,7 +299,7 @@ def _shards(layout: AuditLayout, run: Run) -> list[str]:
     return storage.list_files(layout.run(run.run_id).listing, ".parquet")
 
 
-def _age(run: Run) -> tuple[datetime, str]:
+def _began(run: Run) -> tuple[datetime, str]:
     return moment(run.started_at), run.run_id
 
 

@@ -41,7 +41,8 @@ def macs(net, height=224, width=224):
     ("arch", "millions", "billions"),
     [
         ("bdnet-resnet18", 11.2, 1.8),
-        ("fcn2s-vgg16", 134.3, None),  # 59.6 with FCN's padding by 100, most of it spent on the padding
+        # 59.6 with FCN's padding by 100, most of it spent on the padding; a skip's score has a thousandth.
+        *((f"fcn{stride}s-vgg16", 134.3, None) for stride in (32, 16, 8, 4, 2)),
         ("unet", 31.0, 36.9),
         ("segnet", 29.4, 30.7),
         ("dss", 62.2, 48.1),
@@ -127,9 +128,22 @@ def test_dss_has_six_sides_of_the_published_shape_and_supervises_them_in_trainin
     found = [(head[0].out_channels, head[0].kernel_size[0]) for head in net.heads]
     assert found == list(SIDES) == [(128, 3), (128, 3), (256, 5), (256, 5), (512, 5), (512, 7)]
     assert [join.in_channels for join in net.joins] == [5, 5, 3, 3]
+    features = net.encoder(torch.empty(1, 3, 64, 96, device="meta"))
+    assert [tuple(f.shape[-2:]) for f in features] == [(64 // s, 96 // s) for s in (1, 2, 4, 8, 16, 32)]
     with torch.device("meta"):
         sides = build("dss")(torch.empty(1, 3, 64, 96)).sides
     assert [tuple(side.shape) for side in sides] == [(1, 2, 64, 96)] * 6
+
+
+def test_dss_pools_as_its_authors_do():
+    net = on_meta("dss")
+    assert isinstance(net, DSS)
+    pools = [layer for layer in net.encoder.features if isinstance(layer, nn.MaxPool2d)]
+    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(2, 2, 0)] * 3 + [
+        (3, 2, 1)
+    ] * 2
+    assert isinstance(net.pool, nn.AvgPool2d)
+    assert (net.pool.kernel_size, net.pool.stride, net.pool.padding) == (3, 1, 1)
 
 
 def test_dss_answers_with_the_mean_of_three_sides_and_the_fusion():

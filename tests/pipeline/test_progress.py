@@ -48,9 +48,9 @@ def test_a_log_gets_a_line_each_ten_seconds_with_rate_and_time_left(clock, monke
     counter.add(900)
     assert capsys.readouterr().err == ""
     clock.now += 1
-    counter.add(100, "5 MB/s")
+    counter.add(100)
     counter.add(1)
-    assert capsys.readouterr().err == "photos: 1,000 of 4,000, 100.0/s, 30 s left, 5 MB/s\n"
+    assert capsys.readouterr().err == "photos: 1,000 of 4,000, 100.0/s, 30 s left\n"
 
 
 def test_a_terminal_gets_one_line_that_is_written_over(clock, monkeypatch, capsys):
@@ -78,14 +78,10 @@ def test_the_last_figures_are_said_even_when_the_job_was_quick(clock, monkeypatc
     assert capsys.readouterr().err == "photos: 3 of 3, 6.0/s, 0 s left\n"
 
 
-def test_nothing_done_yet_has_no_time_left_and_an_unknown_total_neither(clock, monkeypatch, capsys):
+def test_nothing_done_yet_has_no_time_left(monkeypatch, capsys):
     on_terminal(monkeypatch, False)
     Progress("photos", 3).close()
-    unknown = Progress("files")
-    clock.now += 2
-    unknown.add(5)
-    unknown.close()
-    assert capsys.readouterr().err == "photos: 0 of 3, 0.0/s\nfiles: 5, 2.5/s\n"
+    assert capsys.readouterr().err == "photos: 0 of 3, 0.0/s\n"
 
 
 def test_nothing_goes_to_stdout(capsys):

@@ -17,7 +17,7 @@ from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline.patches import decode_patch, manifest_digest
 from pipeline.schema import PATCHES
-from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, read_checkpoint
+from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, _train_epoch, read_checkpoint
 from pipeline.training import (
     RANGE_PATCHES,
     Plan,
@@ -207,6 +207,29 @@ def test_pretrained_layers_learn_slower_and_norms_and_biases_do_not_decay(tmp_pa
     assert rates[id(net.kind.weight)] == (recipe.learning_rate, recipe.weight_decay)
     assert rates[id(net.kind.bias)] == (recipe.learning_rate, 0.0)
     assert len(rates) == sum(1 for _ in net.parameters())
+
+
+@pytest.mark.parametrize(("epoch", "stays"), [(0, True), (1, False)])
+def test_what_the_encoder_was_loaded_with_is_frozen_and_its_random_rest_learns(
+    tmp_path: Path, epoch: int, stays: bool
+) -> None:
+    net = build("bdnet-resnet18").train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    loaded = {name for name in before if name.startswith("encoder.") and "layer4" not in name}
+    recipe = replace(paper(), frozen_epochs=1, learning_rate=0.1)
+    config = loop_config(tmp_path, recipe=recipe, pretrained=tuple(loaded), steps_per_epoch=1)
+    batch = {
+        "image": torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
+        "mask": torch.randint(0, 2, (2, 64, 64), dtype=torch.uint8),
+        "kind": torch.tensor([0, 1]),
+    }
+    optimizer = _optimizer(net, config)
+    schedule = _schedule(optimizer, config)
+    _train_epoch(net, net, None, optimizer, schedule, iter([batch]), config, epoch, torch.device("cpu"))
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed.isdisjoint(loaded) == stays
+    for learns in ("encoder.layer4.0.conv1.weight", "encoder.layer4.0.bn1.running_mean", "kind.weight"):
+        assert learns in changed
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_zero(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Rows of the paper's tables: kept where they are there, compared photo by photo."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks import command, experiments
+from benchmarks.command import CELLS
+from benchmarks.experiments import BASELINE, Lab, Scored, complete, score_columns, with_rate
+
+
+def test_a_row_that_is_there_is_not_made_again_and_rows_stand_in_the_tables_order(results):
+    made = []
+
+    def make(name):
+        made.append(name)
+        return {"value": f"{name} made"}
+
+    command.write_csv("table", [{"name": "b", "value": "b of another day"}])
+    complete("table", "name", {name: lambda name=name: make(name) for name in "abc"})
+    assert made == ["a", "c"]
+    assert [(row["name"], row["value"]) for row in command.read_csv("table")] == [
+        ("a", "a made"),
+        ("b", "b of another day"),
+        ("c", "c made"),
+    ]
+
+
+def scored(confusions):
+    photos = [f"photo{i}" for i in range(len(confusions))]
+    kind = {"mean_iou": 0.5, "iou_blurred": 0.5}
+    result = dict.fromkeys(experiments.SCORES, 0.5) | {
+        "mean_iou_interval": [0.4, 0.6],
+        "mean_iou": 0.6,
+        "per_photo": {"mean_iou": 0.5},
+        "by_kind": {"motion": kind, "defocus": kind},
+    }
+    return Scored(result, photos, np.array(confusions))
+
+
+def test_the_difference_from_the_baseline_is_paired_by_photo_not_by_place(results):
+    perfect, half, inverted = [[50, 0], [0, 50]], [[40, 10], [10, 40]], [[0, 50], [50, 0]]
+    baseline = {"photo2": half, "photo1": inverted, "photo0": perfect}
+    rows = [
+        {"photo": name, **dict(zip(CELLS, np.ravel(cells), strict=True))} for name, cells in baseline.items()
+    ]
+    command.write_csv("baseline_photos", rows)
+    same = score_columns(scored([perfect, inverted, half]))
+    # Each photo differs from itself by nothing, whichever photos are drawn.
+    assert (same["minus_low"], same["minus_high"]) == ("0.0000", "0.0000")
+    better = score_columns(scored([perfect, half, half]))
+    assert float(better["minus_low"]) >= 0
+    assert float(better["minus_high"]) > 0
+
+
+def test_a_larger_share_of_the_photos_holds_a_smaller_one_and_both_kinds(tmp_path, monkeypatch):
+    blurraw = tmp_path / "data" / "blurraw"
+    for folder in ("images", "masks"):
+        (blurraw / folder).mkdir(parents=True)
+    names = [("motion", f"m{i}") for i in range(40)] + [("defocus", f"d{i}") for i in range(80)]
+    with (blurraw / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "kind", "split"])
+        writer.writerows([name, kind, "train"] for kind, name in names)
+        writer.writerow(["hidden", "motion", "test"])
+    monkeypatch.setenv("BDNET_DATA", str(tmp_path / "data"))
+    lab = Lab(tmp_path / "out")
+
+    def drawn(share):
+        with (lab._share_of_blurraw(share) / "index.csv").open(newline="") as file:
+            return [(row["kind"], row["name"]) for row in csv.DictReader(file)]
+
+    quarter, half = drawn(0.25), drawn(0.5)
+    assert [kind for kind, _ in quarter].count("motion") == 10
+    assert (len(quarter), len(half)) == (30, 60)
+    assert set(quarter) < set(half) < set(names)
+    # Neighbours in the index are alike: the first ones would be a biased share.
+    assert set(half) != set(names[:20] + names[40:80])
+
+
+def test_experiments_share_a_folder_where_they_differ_in_name_alone(tmp_path):
+    lab = Lab(tmp_path)
+    base = with_rate(BASELINE, 1e-3)
+    renamed = replace(base, name="the same by another name")
+    assert lab.folder(renamed) == lab.folder(base)
+    others = [with_rate(BASELINE, 3e-4), replace(base, seed=1), replace(base, share=0.5)]
+    assert len({lab.folder(one) for one in (base, *others)}) == 4
