@@ -59,7 +59,7 @@ def make_row(lab: Lab, changed: str, variant: Experiment) -> dict[str, str]:
     experiment = with_rate(variant, rate)
     lab.train(experiment)
     row = {"changed": changed, "arch": experiment.arch, **recipe_columns(experiment.recipe)}
-    return {**row, **score_columns(lab.score(experiment))}
+    return {**row, **score_columns(lab.score(experiment)), **lab.archive_auc(experiment)}
 
 
 def main() -> int:

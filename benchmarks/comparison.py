@@ -61,7 +61,9 @@ def system_row(lab: Lab, system: Experiment, refine: Refinement = "none") -> dic
     row = {"start": "ImageNet" if system.pretrained else "scratch"}
     # Last, when no worker is left that computes.
     row |= {**recipe_columns(experiment.recipe), **cost_columns(system.arch, refine)}
-    return {**row, "crops_per_second": str(trained["samples_per_second"]), **scores}
+    row |= {"crops_per_second": str(trained["samples_per_second"]), **scores}
+    # A refinement changes maps that are evaluated, not what an audit says.
+    return row if refine != "none" else row | lab.archive_auc(experiment)
 
 
 def peer_row(lab: Lab, peer: str) -> dict[str, str]:

@@ -22,15 +22,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet import metrics
 from bdnet.card import Card
-from bdnet.model import Model
+from bdnet.model import Model, load
 from bdnet.networks import build
+from bdnet.photo import decode
 from bdnet.recipes import Recipe, equal_budget
 from bdnet.refine import Refinement
 from bdnet.refine import refine as refined
+from benchmarks.archive_auc import label
 from benchmarks.command import CELLS, data_folder, read_csv, run, write_csv
 from pipeline import cluster
 from pipeline.dataset import read_dataset, read_pair
@@ -168,6 +171,18 @@ class Lab:
             model = ["--model", str(folder / "model"), "--refine", refine]
             run("jobs.evaluate", str(data_folder() / "blurraw"), *model, "--out", str(out))
         return read_scored(out)
+
+    def archive_auc(self, experiment: Experiment) -> dict[str, str]:
+        """Does a trained network's share of blurred pixels tell the blurred photos of archive/?"""
+        model = load(str(self.folder(experiment) / "model"))
+        photos = sorted((data_folder() / "archive").glob("*.jpg"))
+        fractions = []
+        for photo in photos:
+            pixels = decode(photo.read_bytes(), model.card.working_size).pixels
+            assert pixels is not None
+            fractions.append((model.probability(pixels) >= 0.5).mean())
+        blurred = [label(str(photo)) != "S" for photo in photos]
+        return {"archive_auc": f"{roc_auc_score(blurred, fractions):.4f}"}
 
 
 @dataclass(frozen=True)

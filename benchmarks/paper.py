@@ -68,12 +68,14 @@ COLUMNS: dict[str, Columns] = {
         **BY_KIND,
         "F": "f_beta",
         "MAE": "mae",
+        "AUC on archive/": "archive_auc",
     },
     "ablation": {
         **{name: name for name in ("changed", "to")},
         "mean IoU": interval,
         "minus the first row": difference,
         **BY_KIND,
+        "AUC on archive/": "archive_auc",
     },
     "kfold": {
         **{name: name for name in ("model", "fold", "photos")},

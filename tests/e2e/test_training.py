@@ -161,7 +161,9 @@ def test_a_killed_training_goes_on_from_its_last_epoch(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arch", ["fcn8s-vgg16", "unet", "segnet", "dss-resnet18", "bdnet-typed-resnet18"])
+@pytest.mark.parametrize(
+    "arch", ["fcn2s-vgg16", "fcn8s-vgg16", "unet", "segnet", "dss", "dss-resnet18", "bdnet-typed-resnet18"]
+)
 def test_every_network_trains_scores_and_audits_through_the_same_commands(
     arch: str, dataset: Path, patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
