@@ -30,7 +30,8 @@ Columns = dict[str, str | Callable[[Row], str]]
 
 def interval(row: Row) -> str:
     """Mean IoU with its interval over photos."""
-    return f"{row['mean_iou']} ({row['mean_iou_low']}–{row['mean_iou_high']})"
+    score, low, high = (float(row[name]) for name in ("mean_iou", "mean_iou_low", "mean_iou_high"))
+    return f"{score:.3f} ({low:.3f}–{high:.3f})"
 
 
 def difference(row: Row) -> str:
@@ -39,23 +40,28 @@ def difference(row: Row) -> str:
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*values)
 
 
+def rounded(name: str) -> Callable[[Row], str]:
+    """A score with three decimals: the intervals over photos are some hundredths wide."""
+    return lambda row: f"{float(row[name]):.3f}" if row[name] else ""
+
+
 def percent(name: str) -> Callable[[Row], str]:
     """A share as per cent."""
     return lambda row: f"{100 * float(row[name]):.1f} %"
 
 
-BY_KIND: Columns = {"motion": "mean_iou_motion", "defocus": "mean_iou_defocus"}
+BY_KIND: Columns = {"motion": rounded("mean_iou_motion"), "defocus": rounded("mean_iou_defocus")}
 COLUMNS: dict[str, Columns] = {
     "scores": {
         "method": "method",
         "mean IoU": interval,
-        "by photo": "mean_iou_per_photo",
-        "on BlurDB2": "mean_iou_blurdb2",
-        "pixel accuracy": "pixel_accuracy",
-        "mean accuracy": "mean_accuracy",
-        **{kind: f"mean_iou_{kind}" for kind in ("motion", "defocus")},
-        "blur's IoU, defocus": "iou_blurred_defocus",
-        "kind, balanced accuracy": "kind_balanced_accuracy",
+        "by photo": rounded("mean_iou_per_photo"),
+        "on BlurDB2": rounded("mean_iou_blurdb2"),
+        "pixel accuracy": rounded("pixel_accuracy"),
+        "mean accuracy": rounded("mean_accuracy"),
+        **BY_KIND,
+        "blur's IoU, defocus": rounded("iou_blurred_defocus"),
+        "kind, balanced accuracy": rounded("kind_balanced_accuracy"),
     },
     "comparison": {
         **{name: name for name in ("system", "start", "crops")},
@@ -64,30 +70,30 @@ COLUMNS: dict[str, Columns] = {
         "ms a photo": "ms",
         "mean IoU": interval,
         "minus BDNet": difference,
-        "by photo": "mean_iou_by_photo",
+        "by photo": rounded("mean_iou_by_photo"),
         **BY_KIND,
-        "F": "f_beta",
-        "MAE": "mae",
-        "AUC on archive/": "archive_auc",
+        "F": rounded("f_beta"),
+        "MAE": rounded("mae"),
+        "AUC on archive/": rounded("archive_auc"),
     },
     "ablation": {
         **{name: name for name in ("changed", "to")},
         "mean IoU": interval,
         "minus the first row": difference,
         **BY_KIND,
-        "AUC on archive/": "archive_auc",
+        "AUC on archive/": rounded("archive_auc"),
     },
     "kfold": {
         **{name: name for name in ("model", "fold", "photos")},
         "mean IoU": interval,
-        "kinds alike": "mean_iou_kinds_alike",
+        "kinds alike": rounded("mean_iou_kinds_alike"),
         **BY_KIND,
-        "kind, balanced accuracy": "kind_balanced_accuracy",
+        "kind, balanced accuracy": rounded("kind_balanced_accuracy"),
     },
     "archive_auc": {
         **{name: name for name in ("method", "photos")},
-        "AUC": "auc",
-        "kind, balanced accuracy": "kind_balanced_accuracy",
+        "AUC": rounded("auc"),
+        "kind, balanced accuracy": rounded("kind_balanced_accuracy"),
     },
     "failures": {
         "where": "region",
@@ -96,12 +102,12 @@ COLUMNS: dict[str, Columns] = {
         "wrong there": percent("wrong"),
         "wrong after the CRF": percent("wrong_after_crf"),
     },
-    "calibration": {"model": "model", "temperature": "temperature", "error": "calibration_error"},
+    "calibration": {"model": "model", "temperature": "temperature", "error": rounded("calibration_error")},
     "verdict_thresholds": {
         "model": "model",
         'verdict "blurred" above': "blurred_above",
-        **{name: name for name in ("recall", "precision")},
-        "wrongly blurred": "wrongly_blurred",
+        **{name: rounded(name) for name in ("recall", "precision")},
+        "wrongly blurred": rounded("wrongly_blurred"),
     },
 }
 
