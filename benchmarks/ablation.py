@@ -31,6 +31,7 @@ VARIANTS: tuple[tuple[str, Experiment], ...] = (
     ("none", replace(BASELINE, name="base")),
     # How far trainings that differ in nothing else lie apart.
     *(("seed", replace(BASELINE, name=f"{seed}", seed=seed)) for seed in (1, 2)),
+    ("rate", replace(with_rate(BASELINE, 3e-4), name="3e-4")),
     *(("skips", Experiment(f"{s}s", f"{_NET}-{s}s", START)) for s in (32, 16, 8, 4)),
     ("skip norm", Experiment("fixed scale", f"{_NET}-scale", START)),
     ("skip norm", Experiment("no norm", f"{_NET}-plain", START)),
@@ -52,10 +53,10 @@ VARIANTS: tuple[tuple[str, Experiment], ...] = (
 
 
 def make_row(lab: Lab, changed: str, variant: Experiment) -> dict[str, str]:
-    """Train and score a variant at the rate of the first of its family: one for BDNet, one for both FCNs."""
+    """Train and score a variant at its rate, else its family's: one for BDNet, one for both FCNs."""
     family = [other for _, other in VARIANTS if other.arch.startswith(variant.arch[:3])]
     rates = {row["to"]: float(row["rate"]) for row in read_csv("ablation")}
-    rate = rates.get(family[0].name) or lab.probe(family[0])
+    rate = variant.recipe.learning_rate or rates.get(family[0].name) or lab.probe(family[0])
     experiment = with_rate(variant, rate)
     lab.train(experiment)
     row = {"changed": changed, "arch": experiment.arch, **recipe_columns(experiment.recipe)}

@@ -4,6 +4,7 @@ The words are in templates/paper.md.j2. A table that isn't there yet is named wi
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,15 +147,15 @@ def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
     }
 
 
-def answers(results: dict[str, list[Row]]) -> dict[str, dict[str, str]]:
+def answers(results: dict[str, list[Row]]) -> dict[str, defaultdict[str, str]]:
     """What the tables say to the paper's claims: by table and row a mean IoU or a difference, or a share."""
-    systems = {row["system"]: row for row in results["comparison"]}
-    return {
+    found = {
         "models": {row["method"]: interval(row) for row in results["scores"] if row["threshold"] == "0.5"},
         "variants": {row["to"]: difference(row) for row in results["ablation"]},
-        "systems": {name: difference(row) for name, row in systems.items()},
+        "systems": {row["system"]: difference(row) for row in results["comparison"]},
         "failures": {row["region"]: percent("wrong")(row) for row in results["failures"]},
     }
+    return {name: defaultdict(lambda: "not measured yet", said) for name, said in found.items()}
 
 
 def reliability(rows: list[Row]) -> alt.Chart:
@@ -193,15 +194,16 @@ def training(rows: list[Row]) -> alt.HConcatChart:
     return alt.hconcat(loss, measured.encode(y=score, **common))
 
 
+def picture(name: str) -> str:
+    """Where a table's picture lies, beside paper.md."""
+    return f"images/{name}.svg"
+
+
 PICTURES = {"calibration": reliability, "pr_curves": precision_recall, "training_curves": training}
 
 
-def main() -> int:
-    """Write docs/paper.md and docs/images/*.svg."""
-    results = {name: read_csv(name) for name in TABLES}
-    pictures = {name: f"images/{name}.svg" for name in PICTURES if results[name]}
-    for name, path in pictures.items():
-        (DOCS / path).write_text(vl_convert.vegalite_to_svg(PICTURES[name](results[name]).to_dict()))
+def page(results: dict[str, list[Row]]) -> str:
+    """The text of docs/paper.md, whatever tables are there."""
     tables = {name: markdown(results[name], columns) for name, columns in COLUMNS.items()}
     tables["scores"] = markdown(
         [row for row in results["scores"] if row["threshold"] == "0.5"], COLUMNS["scores"]
@@ -214,14 +216,22 @@ def main() -> int:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     ).get_template("paper.md.j2")
-    text = template.render(
+    return template.render(
         results=results,
         tables=tables,
-        pictures=pictures,
+        pictures={name: picture(name) for name in PICTURES},
         waiting=waiting(results),
         answers=answers(results),
     )
-    (DOCS / "paper.md").write_text(text)
+
+
+def main() -> int:
+    """Write docs/paper.md and docs/images/*.svg."""
+    results = {name: read_csv(name) for name in TABLES}
+    for name, draw in PICTURES.items():
+        if results[name]:
+            (DOCS / picture(name)).write_text(vl_convert.vegalite_to_svg(draw(results[name]).to_dict()))
+    (DOCS / "paper.md").write_text(page(results))
     print("docs/paper.md")
     return 0
 

@@ -211,10 +211,11 @@ def _train_epoch(
     """One epoch; returns the mean loss of this worker."""
     recipe = config.recipe
     parallel.train()
-    frozen = _frozen(config) if epoch < recipe.frozen_epochs else frozenset()
+    names = _frozen(config) if epoch < recipe.frozen_epochs else frozenset()
     for name, module in net.named_modules():
-        if f"{name}.weight" in frozen:
+        if f"{name}.weight" in names:
             module.eval()  # a normalisation keeps its statistics too
+    frozen = [parameter for name, parameter in net.named_parameters() if name in names]
     total = 0.0
     for _ in range(config.steps_per_epoch):
         batch = next(batches)
@@ -229,9 +230,8 @@ def _train_epoch(
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for name, parameter in net.named_parameters():
-            if name in frozen:
-                parameter.grad = None
+        for parameter in frozen:
+            parameter.grad = None
         optimizer.step()
         schedule.step()
         if averaged and recipe.ema:

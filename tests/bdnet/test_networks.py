@@ -41,7 +41,7 @@ def macs(net, height=224, width=224):
     ("arch", "millions", "billions"),
     [
         ("bdnet-resnet18", 11.2, 1.8),
-        # 59.6 with FCN's padding by 100, most of it spent on the padding; a skip's score has a thousandth.
+        # 59.6 with FCN's padding by 100, most of it spent there. The scores of skips are too small to show.
         *((f"fcn{stride}s-vgg16", 134.3, None) for stride in (32, 16, 8, 4, 2)),
         ("unet", 31.0, 36.9),
         ("segnet", 29.4, 30.7),
@@ -139,9 +139,8 @@ def test_dss_pools_as_its_authors_do():
     net = on_meta("dss")
     assert isinstance(net, DSS)
     pools = [layer for layer in net.encoder.features if isinstance(layer, nn.MaxPool2d)]
-    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(2, 2, 0)] * 3 + [
-        (3, 2, 1)
-    ] * 2
+    shapes = [(pool.kernel_size, pool.stride, pool.padding) for pool in pools]
+    assert shapes == [(2, 2, 0)] * 3 + [(3, 2, 1)] * 2
     assert isinstance(net.pool, nn.AvgPool2d)
     assert (net.pool.kernel_size, net.pool.stride, net.pool.padding) == (3, 1, 1)
 
