@@ -110,10 +110,14 @@ PAPER := out/paper
 paper: install  ## Train and score all of the paper's systems (15 hours on 2 cores, estimated; resumable)
 	test -e $(PAPER)/photos/dataset.json || \
 		$(PY) -m jobs.prepare "$(BDNET_DATA)/blurraw" --cut photos --out $(PAPER)/photos
-	@set -e; for arch in bdnet-topdown bdnet-resnet18; do \
-		$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/$$arch --arch $$arch --folds 3 --init "$(WEIGHTS)"; \
-		$(PY) -m benchmarks.out_of_fold $(PAPER)/$$arch $$arch; \
-	done
+	$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/default --arch bdnet-topdown --folds 3 --init "$(WEIGHTS)"
+	$(PY) -m benchmarks.out_of_fold $(PAPER)/default bdnet-topdown
+	$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/fast --arch bdnet-topdown-slim --recipe fast --folds 3 \
+		--init "$(PAPER)/default/fold-{fold}/model"
+	$(PY) -m benchmarks.out_of_fold $(PAPER)/fast bdnet-fast
+	$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/small --arch bdnet-resnet18 --recipe equal_budget --folds 3 \
+		--init "$(WEIGHTS)"
+	$(PY) -m benchmarks.out_of_fold $(PAPER)/small "bdnet-resnet18, equal budget"
 	$(PY) -m benchmarks.comparison --out $(PAPER)/tables --weights "$(WEIGHTS)"
 	$(PY) -m benchmarks.ablation --out $(PAPER)/tables --weights "$(WEIGHTS)"
 	$(PY) -m benchmarks.curves

@@ -110,8 +110,9 @@ def fast() -> Recipe:
     )
 
 
-def equal_budget(learning_rate: float) -> Recipe:
-    """The comparison's: the same 9,600 crops of 192² for every network, only the rate is its own."""
+def equal_budget(learning_rate: float = 1e-3) -> Recipe:
+    """The comparison's: the same 9,600 crops of 192² for every network, only the rate is its own; BDNet's, if
+    not given."""
     return Recipe(
         name="equal_budget",
         optimizer="adamw",
@@ -131,4 +132,4 @@ def equal_budget(learning_rate: float) -> Recipe:
     )
 
 
-RECIPES = {"paper": paper, "default": default, "fast": fast}
+RECIPES = {"paper": paper, "default": default, "fast": fast, "equal_budget": equal_budget}

@@ -1,11 +1,13 @@
 """What Ray Train is compared with: the same network, loss, optimizer and crops in one plain PyTorch loop.
 
 ``python -m benchmarks.bare_training PATCHES --arch NAME --steps N``: torch's DataLoader cuts the crops in two
-processes. No checkpoint, no validation. The last line on stdout tells crops a second, the first steps apart.
+processes, at the lowest priority as ``jobs.train`` does. No checkpoint, no validation. The last line on
+stdout tells crops a second, the first steps apart.
 """
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from bdnet.model import has_fast_bfloat16
 from bdnet.networks import build
 from bdnet.preprocess import normalize
 from bdnet.recipes import default
-from pipeline.training import Plan, crops_of, plan
+from pipeline.training import LOWEST_PRIORITY, Plan, crops_of, plan
 
 PROCESSES = 2
 WARM_UP = 10  # steps
@@ -57,6 +59,10 @@ class Crops(IterableDataset[tuple[np.ndarray, np.ndarray, int]]):
                     yield from zip(made["image"], made["mask"], made["kind"], strict=True)
 
 
+def _at_lowest_priority(_: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+
+
 def main() -> int:
     """Train and tell the rate."""
     settings = tyro.cli(Settings, description=__doc__)
@@ -66,7 +72,10 @@ def main() -> int:
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, fused=True)
     loader = DataLoader(
-        Crops(plan(settings.patches, recipe, 10, 0)), recipe.batch_size, num_workers=PROCESSES
+        Crops(plan(settings.patches, recipe, 10, 0)),
+        recipe.batch_size,
+        num_workers=PROCESSES,
+        worker_init_fn=_at_lowest_priority,
     )
     began = time.monotonic()
     for step, (images, masks, kinds) in enumerate(loader):

@@ -261,7 +261,7 @@ def score_columns(scored: Scored) -> dict[str, str]:
     values["iou_blurred_defocus"] = result["by_kind"]["defocus"]["iou_blurred"]
     values["minus_baseline"] = result["mean_iou"] - metrics.scores(baseline.sum(0))["mean_iou"]
     values |= {"minus_low": worse, "minus_high": better}
-    return {name: f"{value:.4f}" for name, value in values.items()}
+    return {name: f"{value:.5f}" for name, value in values.items()}
 
 
 def cost_columns(arch: str, refine: Refinement = "none") -> dict[str, str]:

@@ -23,9 +23,9 @@ class Settings:
     """Folder or URI of checkpoints and model; the same command given again goes on from its checkpoint."""
     arch: str
     """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
-    recipe: Literal["paper", "default", "fast"] = "default"
+    recipe: Literal["paper", "default", "fast", "equal_budget"] = "default"
     """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-slim at 480 pixels,
-    wants bdnet-topdown as init."""
+    wants bdnet-topdown as init; equal_budget: minutes long, with which docs/paper.md compares networks."""
     init: str = "imagenet"
     """Start: the encoder from imagenet (torchvision downloads it) or from path or URI of a .safetensors file;
     all of it from a trained model whose weights fit (shipped name, folder or URI; {fold} in it is the fold's

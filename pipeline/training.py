@@ -318,7 +318,7 @@ def _some_patches(the_plan: Plan, working_size: int) -> Iterator[torch.Tensor]:
         for row in read_shard(shard).to_pylist():
             if row["photo"] in held_out:
                 continue
-            if seen % max(1, the_plan.patches // RANGE_PATCHES) == 0:
+            if seen * RANGE_PATCHES % the_plan.patches < RANGE_PATCHES:
                 yield torch.from_numpy(decode_patch(row, working_size)[0])[None]
             seen += 1
 

@@ -1,18 +1,25 @@
 """The README's lines are run as they stand."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.command import read_csv
+from benchmarks.paper import interval
+from pipeline.layout import AuditLayout
 from pipeline.ledger import Committer, stage
 from pipeline.schema import AUDIT_TABLE
+from pipeline.view import Run
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -34,7 +41,8 @@ def block_with(word: str) -> str:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
-    """A folder with out/demo/table in it: one ok row, one broken."""
+    """An audit under out/demo: rows ok, broken, of an older model, of a photo that is gone; three runs, the
+    last one limited."""
     common = {"etag": "1", "size_bytes": 1, "model_digest": "m", "audit_digest": "a", "run_id": "r"}
     common["audited_at"] = datetime.now(UTC)
     rows = [
@@ -47,19 +55,47 @@ def demo(tmp_path: Path) -> Path:
         }
         | {"blurred_fraction": 0.875, "captured_at": datetime(2024, 5, 18, 10, 2)},
         {**common, "uri": "/photos/empty.jpg", "status": "empty"},
+        {**common, "uri": "/photos/missed.jpg", "status": "ok", "verdict": "sharp", "audit_digest": "old"},
+        {**common, "uri": "/photos/gone.jpg", "status": "ok", "verdict": "sharp"},
     ]
     table = str(tmp_path / "out/demo/table")
     committer = Committer(table, AUDIT_TABLE, "r")
     committer.add(stage(pa.Table.from_pylist(rows, schema=AUDIT_TABLE), table, "r"))
     committer.flush()
+    listed = ("/photos/missed.jpg", "/photos/empty.jpg")
+    for night, digest, complete, uris in (
+        ("1", "old", True, (*listed, "/photos/gone.jpg")),
+        ("2", "a", True, listed),
+        ("3", "a", False, listed[:1]),
+    ):
+        layout = AuditLayout(str(tmp_path / "out/demo")).run(night)
+        settings = Run(
+            run_id=night,
+            started_at=f"2026-05-1{night}T02:00:00+00:00",
+            source="/photos",
+            audit_digest=digest,
+            model_digest="m",
+            model="bdnet-topdown",
+            working_size=640,
+            listing_complete=complete,
+            skipped_by_suffix={f".{night}": 1},
+        )
+        Path(layout.listing).mkdir(parents=True)
+        Path(layout.settings).write_text(json.dumps(asdict(settings)))
+        pq.write_table(pa.table({"uri": uris, "etag": ["1"] * len(uris)}), f"{layout.listing}/0.parquet")
     return tmp_path
 
 
 def test_duckdb_reads_the_table(demo: Path) -> None:
-    said = run(block_with("duckdb"), demo)
+    said = run(block_with("worst"), demo)
     assert "/photos/missed.jpg" in said
     assert "suspected_miss" in said
     assert "empty.jpg" not in said
+
+
+def test_duckdb_finds_what_the_archive_holds_today(demo: Path) -> None:
+    said = run(block_with("today") + "print(today.order('uri').project('uri, status'))", demo)
+    assert re.findall(r"/photos/(\w+).jpg +│ (\w+)", said) == [("empty", "empty"), ("missed", "ok")]
 
 
 def test_polars_reads_the_table(demo: Path) -> None:
@@ -77,7 +113,23 @@ def test_three_lines_detect_the_blur_of_a_photo(tmp_path: Path, sample_archive: 
     assert "defocus" in said
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))])
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
+    missing = [
+        link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()
+    ]
     assert missing == []
+
+
+def test_the_readmes_scores_are_those_of_the_table() -> None:
+    rows = {row["method"]: row for row in read_csv("scores") if row["threshold"] == "0.5"}
+    text = (ROOT / "README.md").read_text()
+    said = re.findall(r"^\| \**([\w-]+)\**(?: \(the [^|]*)? \| (0\.\d{3} \(.*)$", text, re.MULTILINE)
+    expected = {
+        name: f"{interval(row)} | "
+        + " | ".join(f"{float(row[column]):.3f}" for column in ("iou_blurred", "f_beta", "mae"))
+        + " |"
+        for name, row in rows.items()
+    }
+    assert dict(said) == expected

@@ -48,7 +48,7 @@ def test_the_difference_from_the_baseline_is_paired_by_photo_not_by_place(result
     command.write_csv("baseline_photos", rows)
     same = score_columns(scored([perfect, inverted, half]))
     # Each photo differs from itself by nothing, whichever photos are drawn.
-    assert (same["minus_low"], same["minus_high"]) == ("0.0000", "0.0000")
+    assert float(same["minus_low"]) == float(same["minus_high"]) == 0
     better = score_columns(scored([perfect, half, half]))
     assert float(better["minus_low"]) >= 0
     assert float(better["minus_high"]) > 0

@@ -289,10 +289,3 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert "Traceback" not in captured.err
     assert captured.out == ""
     assert not (tmp_path / "out" / "table").exists()
-
-
-def test_an_unknown_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["photos", "--out", "out", "--colour", "blue"])
-    assert ended.value.code == 2
-    assert "--colour" in capsys.readouterr().err

@@ -74,38 +74,13 @@ def test_an_archive_on_s3_is_audited_onto_s3(
     assert again.result["photos"] == 0
 
 
-def test_a_wrong_secret_is_one_clear_line_that_does_not_repeat_it(
-    archive: str, model: Path, s3: S3Server
+def test_a_prefix_without_objects_is_refused_in_one_line(
+    s3: S3Server, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = "not-the-secret-of-anyone"
-    ran = audit(
-        *(archive, "--out", "s3://out/wrong", "--model", model),
-        environment={"AWS_SECRET_ACCESS_KEY": wrong, "RAY_ADDRESS": "127.0.0.1:1"},
-    )
-    assert ran.code == 1
-    (error,) = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    assert ran.err.splitlines()[-1] == error
-    assert "signature" in error.lower() or "denied" in error.lower()
-    assert "Traceback" not in ran.err
-    for text in (ran.out, ran.err):
-        assert wrong not in text
-        assert s3.secret_key not in text
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        pytest.param("s3://photos/nothing-here", "nothing is at", id="prefix without objects"),
-        pytest.param("s3://no-such-bucket/archive", "bucket", id="missing bucket"),
-    ],
-)
-def test_a_source_without_photos_is_refused_in_one_line(
-    source: str, said: str, s3: S3Server, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([source, "--out", "s3://out/refused", "--model", str(model)]) == 1
+    assert main(["s3://photos/nothing-here", "--out", "s3://out/refused", "--model", str(model)]) == 1
     captured = capsys.readouterr()
     (error,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert said in error
+    assert "nothing is at" in error
     assert captured.out == ""
 
 

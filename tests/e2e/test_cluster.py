@@ -73,9 +73,10 @@ def test_a_cluster_where_no_node_gets_a_cpu_ends_the_job_and_says_so(guarded: Cl
 
 
 LOCAL = """
-import json, os, ray, subprocess, sys
+import json, os, pathlib, ray, subprocess, sys
 from pipeline import cluster
 with cluster.connect():
+    token = os.environ["RAY_AUTH_TOKEN"]
     address = ray.get_runtime_context().gcs_address
     commands = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, text=True).stdout
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
@@ -83,10 +84,15 @@ with cluster.connect():
         [sys.executable, "-c", f"import ray; ray.init('{address}')"],
         env=stranger | {"RAY_AUTH_MODE": "disabled"}, capture_output=True,
     )
+    works = ray.get(ray.remote(lambda: "yes").remote())
+    session = pathlib.Path(ray._private.worker._global_node.get_session_dir_path())
+    files = [path for path in session.rglob("*") if path.is_file()]
     print(json.dumps({
-        "works": ray.get(ray.remote(lambda: "yes").remote()),
+        "works": works,
         "stranger joined": joined.returncode == 0,
-        "token in a command line": os.environ["RAY_AUTH_TOKEN"] in commands,
+        "token in a command line": token in commands,
+        "files of Ray": len(files) > 10,
+        "token in one": any(token.encode() in path.read_bytes() for path in files),
     }))
 """
 
@@ -100,6 +106,7 @@ def test_a_local_ray_wants_a_token_that_only_its_own_processes_have(tmp_path: Pa
     )
     assert ran.returncode == 0, ran.stderr
     said = {"works": "yes", "stranger joined": False, "token in a command line": False}
+    said |= {"files of Ray": True, "token in one": False}
     assert json.loads(ran.stdout.splitlines()[-1]) == said
     assert not (tmp_path / ".ray").exists()
     assert "authentication" not in ran.stderr

@@ -162,9 +162,13 @@ def test_a_killed_training_goes_on_from_its_last_epoch(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "arch", ["fcn2s-vgg16", "fcn8s-vgg16", "unet", "segnet", "dss", "dss-resnet18", "bdnet-typed-resnet18"]
+    "arch",
+    [
+        *("bdnet-topdown", "bdnet-typed-resnet18", "fcn2s-vgg16", "fcn8s-vgg16", "unet", "segnet", "dss"),
+        *("fcn2s-resnet18", "unet-resnet18", "dss-resnet18"),
+    ],
 )
-def test_every_network_trains_scores_and_audits_through_the_same_commands(
+def test_every_kind_of_network_trains_scores_and_audits_through_the_same_commands(
     arch: str, dataset: Path, patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trained"
@@ -181,6 +185,7 @@ def test_every_network_trains_scores_and_audits_through_the_same_commands(
     assert last_line(capfd.readouterr().out)["by_status"] == {"ok": 6}
     rows = DeltaTable(f"{audited}/table").to_pyarrow_dataset().to_table().to_pylist()
     assert {row["model_digest"] for row in rows} == {load(f"{out}/model").card.digest}
-    # Only a network that tells kinds apart says one.
-    said = {row["blur_kind"] for row in rows if row["blurred_fraction"] >= 0.05}
-    assert said <= ({"motion", "defocus"} if arch.startswith("bdnet") else {None})
+    if arch.startswith("bdnet"):
+        assert load(model).predict(np.zeros((1, 64, 64, 3), np.uint8))[1] is not None
+    else:
+        assert {row["blur_kind"] for row in rows} == {None}

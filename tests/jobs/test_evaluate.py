@@ -36,32 +36,6 @@ def failed(capsys, *arguments):
     return line
 
 
-def test_help_shows_the_options_and_exits_0(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for option in ("--out", "--model", "--maps", "--split", "--threshold", "--workers"):
-        assert option in text
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["data"], ["data", "--out", "o", "--threshold", "0.7"], ["data", "--out", "o", "--nonsense"]],
-    ids=["nothing", "no out", "unknown threshold", "unknown option"],
-)
-def test_wrong_usage_exits_2(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert capsys.readouterr().out == ""
-
-
-def test_model_and_maps_together_are_wrong_usage(capsys):
-    assert main(["data", "--out", "o", "--model", "m", "--maps", "d"]) == 2
-    assert "--model and --maps" in capsys.readouterr().err
-
-
 def test_wrong_data_exits_1_with_one_line_and_writes_nothing(folder, capsys):  # noqa: F811
     (folder / "data/masks/b.png").write_bytes(encoded(HALF[:2]))
     line = failed(capsys, folder / "data", "--maps", folder / "maps", "--out", folder / "out")

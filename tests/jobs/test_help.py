@@ -1,4 +1,4 @@
-"""The command lines are a contract: every option and its default, for all commands."""
+"""The command lines are a contract: every option, its default, and what is wrong usage, for all commands."""
 
 import pytest
 
@@ -88,3 +88,39 @@ def test_wrong_usage_exits_2_and_prints_no_result(command, arguments, capsys):
         command.main(arguments)
     assert stopped.value.code == 2
     assert capsys.readouterr().out == ""
+
+
+def test_a_threshold_that_is_no_choice_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["data", "--out", "o", "--threshold", "0.7"])
+    assert stopped.value.code == 2
+    assert "--threshold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        (audit, ["--limit", "0"], "--limit must be at least 1"),
+        (audit, ["--workers", "0"], "--workers must be at least 1"),
+        (audit, ["--working-size", "-1"], "--working-size must be at least 1"),
+        (audit, ["--max-lost", "2"], "--max-lost is a share between 0 and 1"),
+        (audit, ["--max-denied", "-0.1"], "--max-denied is a share between 0 and 1"),
+        (evaluate, ["--model", "m", "--maps", "d"], "--model and --maps exclude each other"),
+        (evaluate, ["--maps", "d", "--refine", "crf"], "--refine works on a model's maps"),
+        (evaluate, ["--workers", "0"], "--workers must be at least 1"),
+        (train, ["--arch", "bdnet-topdown", "--workers", "0"], "--workers and --epochs must be at least 1"),
+        (train, ["--arch", "bdnet-topdown", "--epochs", "0"], "--workers and --epochs must be at least 1"),
+        (train, ["--arch", "bdnet-topdown", "--folds", "1"], "--folds must be at least 2"),
+        (train, ["--arch", "bdnet-topdown", "--folds", "3", "--all-photos"], "give one of them"),
+        (train, ["--arch", "bdnet-topdown", "--recipe", "fast", "--epochs", "3"], "choose a multiple"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_values_that_make_no_sense_are_wrong_usage_and_nothing_is_written(
+    command, arguments, said, tmp_path, capsys
+):
+    assert command.main([str(tmp_path / "no"), "--out", str(tmp_path / "out"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()

@@ -400,9 +400,3 @@ def test_a_table_whose_files_were_lost_is_an_error_and_no_report(audit, capsys):
     assert main([str(audit.out), "--out", str(audit.out / "again")]) == 1
     assert "cannot read the table" in one_line_error(capsys)
     assert not (audit.out / "again").exists()
-
-
-def test_bad_usage_exits_with_2():
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2

@@ -1,4 +1,6 @@
 import io
+import itertools
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,18 +17,22 @@ from bdnet.encoder import load_state
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.recipes import default, paper
+from pipeline import training
+from pipeline.cluster import Node, shares
 from pipeline.patches import decode_patch, manifest_digest
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, _train_epoch, read_checkpoint
 from pipeline.training import (
     RANGE_PATCHES,
     Plan,
+    TrainingSettings,
     _some_patches,
     check_unseen,
     crops_of,
     initial_network,
     passes,
     plan,
+    train_folds,
     validation_photos,
 )
 
@@ -150,15 +156,50 @@ def test_crops_leave_out_what_validates_and_repeat_what_is_rare(tmp_path: Path) 
 
 
 def test_ranges_come_from_training_patches_all_over_the_dataset(tmp_path: Path) -> None:
-    rows = [patch(f"motion{i:03}", "motion", left=i) for i in range(3 * RANGE_PATCHES)]
+    rows = [patch(f"motion{i:03}", "motion", left=i) for i in range(150)]  # 100 train: no multiple of 64
     folder = write_patches(tmp_path / "patches", rows)
     the_plan = plan(folder, paper(), folds=3, fold=0)
     chosen = list(_some_patches(the_plan, 32))
     assert len(chosen) == RANGE_PATCHES
     assert {tuple(image.shape) for image in chosen} == {(1, 32, 32, 3)}
     training = [row for row in rows if row["photo"] not in the_plan.validation]
-    expected = [decode_patch(row, 32)[0] for row in training[::2]]
-    assert all((image[0].numpy() == pixels).all() for image, pixels in zip(chosen, expected, strict=True))
+    pixels = [decode_patch(row, 32)[0].tobytes() for row in training]
+    places = [pixels.index(image[0].numpy().tobytes()) for image in chosen]
+    assert {after - before for before, after in itertools.pairwise(places)} <= {1, 2}
+    assert places[-1] >= len(training) - 2
+
+
+def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainingSettings] = []
+    together = threading.Barrier(2)
+
+    def train(settings: TrainingSettings, shares: object) -> dict[str, object]:
+        if settings.fold < 2:
+            together.wait(30)  # two have room at once
+        asked.append(settings)
+        return {"model": f"{settings.out}/model"}
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "trainings_at_once", lambda workers: {3: 2}[workers])
+    one = TrainingSettings(
+        patches="patches",
+        out="out",
+        arch="bdnet-topdown-slim",
+        recipe=default(),
+        init="default/fold-{fold}/model",
+        workers=3,
+        seed=0,
+        validation_folds=3,
+        fold=0,
+        terms="",
+        command="",
+    )
+    said = train_folds(one, shares([Node(4)]))
+    assert [result["model"] for result in said] == [f"out/fold-{k}/model" for k in range(3)]
+    asked.sort(key=lambda its: its.fold)
+    assert asked == [
+        replace(one, fold=k, out=f"out/fold-{k}", init=f"default/fold-{k}/model") for k in range(3)
+    ]
 
 
 def test_crops_are_the_same_for_the_same_seed_and_epoch_only(tmp_path: Path) -> None:
