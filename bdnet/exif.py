@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 _MAX_TEXT = 200
+_SMALLEST = 1e-9  # no photo has a shorter exposure, nor a smaller f-number or lens
 _EXIF_IFD = 0x8769
 _MAKE, _MODEL, ORIENTATION = 0x010F, 0x0110, 0x0112
 _EXPOSURE_TIME, _F_NUMBER, _FOCAL_LENGTH = 0x829A, 0x829D, 0x920A
@@ -120,7 +121,7 @@ def _number(value: Any) -> float | None:
 
 def _positive(value: Any, largest: float) -> float | None:
     number = _number(value)
-    return number if number is not None and 0 < number <= largest else None
+    return number if number is not None and _SMALLEST <= number <= largest else None
 
 
 def _iso(tags: Mapping[int, Any]) -> int | None:

@@ -1,6 +1,6 @@
 """The one decoder: a photo's bytes become upright uint8 RGB, or a status that says why not.
 
-Decided here, and part of ``DECODER_VERSION``: colour profiles are not applied; transparent parts are
+Decided here, and part of ``decoder_version``: colour profiles are not applied; transparent parts are
 shown on white; the first frame stands for an animation; a JPEG is read at the smallest DCT scale that
 is still large enough, then resized like every other format, bicubic with antialiasing.
 
@@ -43,8 +43,7 @@ try:
 except ImportError:
     pillow_heif = None  # type: ignore[assignment]
 
-DECODER_VERSION = "2"
-"""Part of the audit digest: raise it when the pixels or the status of any photo change."""
+_DECODER_VERSION = "2"  # raise it when the pixels or the status of any photo change
 
 # The plugins are called by name, not through Image.open: nothing else (EPS runs Ghostscript) can be
 # reached, and Pillow's own bound, which would refuse an honest panorama, needs no change for the whole
@@ -136,6 +135,8 @@ Image.core.set_block_size(64 * 2**20)
 _TIFF_STRIP_BYTES = 8
 _BYTES_PER_PIXEL = {"L": 2, "RGB": 5, "CMYK": 5, "P": 6, "1": 6, "I": 14, "F": 14}
 _OTHER_MODES, _TRANSPARENT, _WEBP, _HEIC = 9, 13, 17, 17
+# A header can claim a larger side, which is no photo's and fits no column of the table.
+_LARGEST_SIDE = 2**31 - 1
 # Turned, and brought out of Pillow, at full size.
 _NOT_REDUCED = 14
 
@@ -157,6 +158,11 @@ class Photo:
     width: int | None = None
     height: int | None = None
     capture: Capture = field(default_factory=Capture)
+
+
+def decoder_version() -> str:
+    """Part of the audit digest: where it is the same, photos get the same pixels and statuses."""
+    return _DECODER_VERSION if "heic" in _OPENERS else f"{_DECODER_VERSION} without HEIC"
 
 
 class _RefusedError(Exception):
@@ -215,6 +221,8 @@ def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits(
         # Decoders of damaged data raise nearly anything, MemoryError and RecursionError included; all of
         # it is the photo's status, and the reason stays with the photo.
         status = _status(error, kind, data, image)
+        if max(width or 0, height or 0) > _LARGEST_SIDE:
+            width = height = None
         return Photo(status, _one_line(error), None, kind, width, height, capture)
     return Photo("ok", None, pixels, kind, width, height, capture)
 

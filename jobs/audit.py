@@ -39,7 +39,7 @@ class Settings:
     workers: int | None = None
     """Detectors; when not given, one per GPU, else one per two logical CPUs of each node, at least one."""
     max_denied: float = 0.5
-    """Stop when more than this share of the photos to audit is denied."""
+    """Stop when more than this share of the listed photos is denied."""
     max_lost: float = 0.2
     """Stop and ask when more than this share of the last listing's photos is gone."""
     fail_on_errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -16,7 +16,7 @@ import ray
 from deltalake.exceptions import DeltaError
 
 from bdnet.card import ARCH_VERSIONS, PREPROCESSING_VERSION, Card, read_card
-from bdnet.photo import DECODER_VERSION
+from bdnet.photo import decoder_version
 from pipeline import cluster, lock, storage
 from pipeline.execution import Outcome, Plan, work_off
 from pipeline.housekeeping import tidy
@@ -40,7 +40,7 @@ TIDY_WITHIN_SECONDS = 7200.0
 class AuditSettings:
     """What to audit, with what, into where. ``working_size`` None is the model's own.
 
-    ``max_denied`` is a share of the photos to audit, ``max_lost`` one of the last listing of the same source.
+    ``max_denied`` is a share of the listed photos, ``max_lost`` one of the last listing of the same source.
     """
 
     source: str
@@ -61,7 +61,7 @@ def new_run_id() -> str:
 
 def audit_digest(card: Card, working_size: int) -> str:
     """Hash of all that changes pixels or their scores; never of thresholds."""
-    parts: list[Any] = [card.digest, card.temperature, working_size, DECODER_VERSION, PREPROCESSING_VERSION]
+    parts: list[Any] = [card.digest, card.temperature, working_size, decoder_version(), PREPROCESSING_VERSION]
     if card.arch in ARCH_VERSIONS:
         parts.append(ARCH_VERSIONS[card.arch])
     if card.ranges:
@@ -129,6 +129,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
                     working_size,
                     settings.masks,
                     settings.max_denied,
+                    listing.photos,
                     provenance,
                     shares or connect(),
                 )

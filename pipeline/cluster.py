@@ -10,6 +10,8 @@ import logging
 import math
 import os
 import secrets
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -156,7 +158,8 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
     address = os.environ.get("RAY_ADDRESS")
     cores = os.cpu_count() or 1
     logical = max(4, cores)
-    _init(address, logical)
+    with signals_kept():
+        _init(address, logical)
     try:
         if address:
             yield shares(_nodes_with_cpus(address), workers)
@@ -166,6 +169,20 @@ def connect(workers: int | None = None) -> Iterator[Shares]:
         # Threads of Ray Data that outlive a run that failed would start Ray anew.
         auto_init_hook.enable_auto_connect = False
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Give SIGINT and SIGTERM back to who had them: Ray and Ray Train take them, and end with other codes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _init(address: str | None, logical_cpus: int) -> None:
@@ -211,6 +228,17 @@ def _nodes_with_cpus(address: str) -> list[Node]:
                 "add one with `ray start --address=… --num-cpus=…`"
             )
     return _nodes()
+
+
+def check_gpus(workers: int) -> None:
+    """Refuse a training that Ray would let wait for ever.
+
+    Raises:
+        ValueError: the cluster has GPUs, and fewer than ``workers``, which take one each.
+    """
+    gpus = sum(int(node.gpus) for node in _nodes())
+    if 0 < gpus < workers:
+        raise ValueError(f"{workers} workers take a GPU each, the cluster has {gpus}; ask for {gpus} at most")
 
 
 def trainings_at_once(workers: int) -> int:

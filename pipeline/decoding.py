@@ -12,6 +12,7 @@ import faulthandler
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -100,7 +101,8 @@ class Isolated:
         self._forker.wait()
 
     def decode(self, data: bytes, working_size: int | None, limits: Limits) -> Photo:
-        """Decode as ``bdnet.photo.decode`` does; a photo that crashes the decoder or hangs is unreadable.
+        """Decode as ``bdnet.photo.decode`` does; a photo that crashes the decoder or hangs is unreadable, one
+        whose decoder the system killed has status timeout.
 
         Raises:
             OSError: no process can be started for it.
@@ -131,13 +133,19 @@ def _serve(connection: Connection) -> None:
                 photo = Photo("unreadable", f"decoding took longer than {timeout:g} s")
         except EOFError:
             child.join()
-            code = child.exitcode or 0
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            photo = Photo("unreadable", f"the decoder crashed on it ({how})")
+            photo = _crashed(child.exitcode or 0)
         child.kill()
         child.join()
         ours.close()
         connection.send(photo)
+
+
+def _crashed(code: int) -> Photo:
+    if code == -signal.SIGKILL:
+        # No decoder does that to itself: the node ran out of memory, which is no photo's fault.
+        return Photo("timeout", "its decoder was killed, as happens where memory runs out")
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return Photo("unreadable", f"the decoder crashed on it ({how})")
 
 
 def _decode_into(connection: Connection, data: bytes, working_size: int | None, limits: Limits) -> None:

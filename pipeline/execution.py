@@ -15,6 +15,7 @@ from typing import Literal
 import pyarrow as pa
 import ray.data
 
+from bdnet.photo import decoder_version
 from pipeline import cluster
 from pipeline.ledger import Committer, Staged
 from pipeline.listing import read_listing
@@ -46,6 +47,7 @@ class Plan:
     working_size: int
     masks: Literal["table", "shards"]
     max_denied: float
+    listed: int  # photos at the source, to do or done
     provenance: Provenance
     shares: cluster.Shares
 
@@ -107,7 +109,7 @@ def work_off(
                             progress.add(staged.rows)
                         check_lock()
                         commit(if_due=True)
-                        _check_denied(outcome, photos, plan.max_denied)
+                        _check_denied(outcome, photos, plan)
                         if told_to_end.lasts() > GRACE_SECONDS:
                             raise OSError("told to end (SIGTERM); what was staged is committed, run it again")
                 finally:
@@ -121,13 +123,14 @@ def work_off(
     return outcome
 
 
-def _check_denied(outcome: Outcome, to_do: int, max_denied: float) -> None:
-    denied = outcome.by_status["denied"]
+def _check_denied(outcome: Outcome, to_do: int, plan: Plan) -> None:
+    """Stop where too many of the listed photos are denied. A few are tried again each night, alone."""
+    denied, most = outcome.by_status["denied"], plan.max_denied * plan.listed
     from_the_start = outcome.photos >= DENIED_FROM_THE_START and denied == outcome.photos
-    if denied > max_denied * to_do or (from_the_start and max_denied < 1):
+    if denied > most or (from_the_start and to_do > most):
         raise OSError(
-            f"{denied:,} of {to_do:,} photos are denied. Check the rights to read them; if that is right so,"
-            " run again with --max-denied 1"
+            f"{denied:,} of {outcome.photos:,} photos read are denied, of {plan.listed:,} listed. Check the"
+            " rights to read them; if that is right so, run again with --max-denied 1"
         )
 
 
@@ -164,7 +167,7 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
     return (
         ray.data.from_arrow(list(photos))
         .map_batches(
-            partial(read_and_decode, working_size=plan.working_size),
+            partial(read_and_decode, working_size=plan.working_size, decoder=decoder_version()),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=shares.decode_cpus,

@@ -22,3 +22,5 @@ def fetch(uri: str, etag: str) -> Fetched:
         return Fetched(storage.read_version(uri, etag))
     except OSError as error:
         return Fetched(None, classify(error), redacted(str(error).removeprefix(f"{uri}: "))[:500])
+    except ValueError as error:  # a file system that isn't installed here
+        return Fetched(None, "missing", redacted(str(error))[:500])

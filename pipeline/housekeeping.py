@@ -59,8 +59,8 @@ def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:
     if not old:
         return 0
     sql = "SELECT DISTINCT split_part(mask_shard, '/', 1) AS shard FROM delta WHERE mask_shard IS NOT NULL"
-    named = query(layout.table, sql, pa.schema([("shard", pa.string())]))
-    orphans = [uri for name, uri in old.items() if name not in set(named["shard"].to_pylist())]
+    named = set(query(layout.table, sql, pa.schema([("shard", pa.string())]))["shard"].to_pylist())
+    orphans = [uri for name, uri in old.items() if name not in named]
     for uri in orphans:
         storage.remove(uri)
     return len(orphans)

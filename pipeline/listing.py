@@ -140,6 +140,11 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
                     raise ValueError(
                         f"{source}: a row lacks uri, etag or size_bytes ({row['uri']}); fill it in"
                     )
+                try:
+                    row["uri"] = storage.normalize_file(row["uri"])
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from error
+                row["etag"] = row["etag"].strip('"')
                 key = hashlib.blake2b(f"{row['uri']}\0{row['etag']}".encode(), digest_size=16).digest()
                 if key not in seen:
                     seen.add(key)
@@ -167,8 +172,15 @@ def _local_entries(source: str) -> Iterator[dict[str, Any]]:
                     "uri": local_uri(path),
                     "etag": storage.local_etag(status),
                     "size_bytes": status.st_size,
-                    "modified_at": datetime.fromtimestamp(status.st_mtime, UTC),
+                    "modified_at": _moment(status.st_mtime),
                 }
+
+
+def _moment(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999; the etag tells versions apart
+        return None
 
 
 def local_uri(path: str) -> str:

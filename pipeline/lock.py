@@ -108,12 +108,21 @@ class _S3Lock:
         content = json.dumps({**self._owner, "beat": self._beat}).encode()
         written = storage.write_if_unchanged(self._uri, content, etag)
         if written is None:
-            # An answer may be lost on its way and the write repeated: then the lock is ours all the same.
+            # The answer to this beat or to the one before may be lost: then the lock is ours all the same.
             with contextlib.suppress(FileNotFoundError):
                 text, found, _ = storage.read_with_age(self._uri)
-                written = found if text == content else None
+                if text == content:
+                    written = found
+                elif self._is_ours(text):
+                    written = storage.write_if_unchanged(self._uri, content, found)
         self._etag = written or self._etag
         return written is not None
+
+    def _is_ours(self, text: bytes) -> bool:
+        with contextlib.suppress(ValueError):
+            found = json.loads(text)
+            return isinstance(found, dict) and {**found, "beat": 0} == {**self._owner, "beat": 0}
+        return False
 
 
 def _owner(run_id: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -212,7 +212,7 @@ def render(view: View, summary: ReportSummary, found: Found, shown: list[Gallery
         skipped.update(run.skipped_by_suffix)
     unmeasured = summary.photos - summary.by_status.get("ok", 0) - summary.by_status.get(NOT_AUDITED, 0)
     return _template().render(
-        runs=view.runs,
+        runs=[replace(run, source=_visible(run.source)) for run in view.runs],
         title=", ".join(_visible(run.source) for run in view.outermost),
         summary=summary,
         working_sizes=sorted({run.working_size for run in view.runs}),
@@ -319,7 +319,7 @@ def _visible(text: str) -> str:
 def _facts(row: dict[str, Any]) -> list[str]:
     """What the camera wrote, shortest useful form; absent facts are left out."""
     exposure = row["exposure_s"] or 0
-    shutter = f"1/{round(1 / exposure)} s" if 0 < exposure < 0.4 else f"{exposure:g} s"
+    shutter = f"1/{1 / exposure:.0f} s" if 1e-9 <= exposure < 0.4 else f"{exposure:g} s"
     facts = [
         f"{row['width']}×{row['height']} {row['format'] or ''}".strip() if row["width"] else None,
         f"{row['captured_at']:%Y-%m-%d %H:%M}" if row["captured_at"] else None,

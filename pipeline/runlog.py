@@ -31,4 +31,5 @@ def saved_log(uri: str) -> Iterator[None]:
         if text.getvalue():
             # An output that can't be written has made the run fail with its own reason.
             with contextlib.suppress(OSError):
-                storage.write_bytes(uri, text.getvalue().encode())
+                # Names of files need not be UTF-8.
+                storage.write_bytes(uri, text.getvalue().encode(errors="backslashreplace"))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bdnet.detect import Detection, measure
 from bdnet.memory import MemoryBudget, keep_freed_memory
-from bdnet.photo import Limits, Photo, decode
+from bdnet.photo import Limits, Photo, decode, decoder_version
 from pipeline import decoding, storage
 from pipeline.fetch import fetch
 from pipeline.layout import AuditLayout
@@ -80,7 +80,7 @@ class Provenance:
     run_id: str
 
 
-def read_and_decode(photos: pa.Table, working_size: int) -> Iterator[pa.Table]:
+def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> Iterator[pa.Table]:
     """Fetch and decode photo versions (``schema.LISTING``); each becomes one row, whatever it holds.
 
     Bytes are decoded in the thread that fetched them. However large photos are, this process holds at most
@@ -90,7 +90,14 @@ def read_and_decode(photos: pa.Table, working_size: int) -> Iterator[pa.Table]:
     After its worker died the task runs again, carefully: one photo after the other, in processes of their
     own, so that the one that kills its decoder is known. If that doesn't help it is no photo's fault: the
     block is left for the next run.
+
+    Raises:
+        ValueError: this process decodes otherwise than ``decoder``, the version under which rows are kept.
     """
+    if decoder_version() != decoder:
+        raise ValueError(
+            f"a node has decoder {decoder_version()}, the driver {decoder}: install the same packages on all"
+        )
     rows = photos.to_pylist()
     attempts = decoding.attempt()
     if attempts >= ATTEMPTS:

@@ -6,6 +6,7 @@ they appear in no file that bdnet writes.
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import uuid
@@ -48,6 +49,7 @@ _S3_OPTIONS: dict[str, Any] = {
 _S3FS_TRIES = 2
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL)
+_ALIASES = {"s3a": "s3", "gcs": "gs"}
 # A password before the host; a colon may also begin a port, and stands in the ARN of an access point.
 _PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d+(?:/|$))")
 _S3_USER = re.compile(r"\b(?:s3a?|gc?s)://[^/]*@")
@@ -60,6 +62,8 @@ _SECRET_PARAMETER = re.compile(
 def normalize(uri: str | os.PathLike[str]) -> str:
     """Return ``uri`` without a trailing slash; a local path or ``file:`` URI becomes an absolute path.
 
+    A scheme has one name, whatever was written: s3 for s3a, gs for gcs.
+
     Raises:
         ValueError: the URI holds credentials, which would be seen in the list of processes, or it is a
             ``file:`` URI of another machine.
@@ -67,12 +71,44 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri)
     if is_local(text):
         return str(Path(local_path(text)).expanduser().resolve())
-    if any(pattern.search(text) for pattern in (_PASSWORD, _S3_USER, _SECRET_PARAMETER)):
+    _refuse_credentials(text, _PASSWORD, _S3_USER, _SECRET_PARAMETER)
+    scheme, _, rest = text.rstrip("/").partition("://")
+    return f"{_ALIASES.get(scheme.lower(), scheme.lower())}://{rest}"
+
+
+def _refuse_credentials(uri: str, *patterns: re.Pattern[str]) -> None:
+    if any(pattern.search(uri) for pattern in patterns):
         raise ValueError(
-            f"a {text.partition(':')[0]}:// URI holds credentials, which others would see; take them out and"
+            f"a {uri.partition(':')[0]}:// URI holds credentials, which others would see; take them out and"
             " give them in the environment (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
-    return text.rstrip("/")
+
+
+def normalize_file(uri: str) -> str:
+    """Return the URI of one file among millions, with its scheme's one name; no file system is asked.
+
+    Raises:
+        ValueError: no process could open it, or each another file: a relative path, a ``file:`` URI of
+            another machine, a NUL, a file system that is unknown or not installed; or it holds credentials.
+    """
+    if "\0" in uri:
+        raise ValueError(f"{uri!r} holds a NUL; correct it")
+    if is_local(uri):
+        if not os.path.isabs(local_path(uri)):
+            raise ValueError(f"{uri} is a relative path; write the whole path, or a URI")
+        return uri
+    scheme, _, rest = uri.partition("://")
+    known = _known_scheme(scheme)
+    # An object may be named as it likes; what follows a host may be a signature.
+    _refuse_credentials(uri, _PASSWORD, _S3_USER, *([] if known in ("s3", "gs") else [_SECRET_PARAMETER]))
+    return f"{known}://{rest}"
+
+
+@functools.cache
+def _known_scheme(scheme: str) -> str:
+    name = _ALIASES.get(scheme.lower(), scheme.lower())
+    filesystem(f"{name}://any")
+    return name
 
 
 def is_local(uri: str) -> bool:

@@ -38,7 +38,7 @@ from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
-from pipeline import storage
+from pipeline import cluster, storage
 from pipeline.cluster import Shares, quiet_ray_data, trainings_at_once
 from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
@@ -46,6 +46,8 @@ from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
 CROPS_AHEAD_BYTES = 1 << 30
 LOWEST_PRIORITY = 19
+# Folds that train at once share torch's random state.
+_SEEDED = threading.Lock()
 # From so many the ranges of an int8 model are measured.
 RANGE_PATCHES = 64
 
@@ -192,8 +194,9 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
     Raises:
         ValueError: the weights are missing or don't fit.
     """
-    torch.manual_seed(seed)  # what the initial weights leave out starts at random
-    net = build(arch)
+    with _SEEDED:
+        torch.manual_seed(seed)  # what the initial weights leave out starts at random
+        net = build(arch)
     if init == "none":
         return Start(net, (), "from scratch")
     if init == "imagenet":
@@ -335,8 +338,15 @@ def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, An
         )
         for fold in folds
     ]
-    with ThreadPoolExecutor(trainings_at_once(settings.workers)) as pool:
+    at_once = min(len(each), trainings_at_once(settings.workers))
+    if at_once == 1:
+        return [train(one, shares) for one in each]
+    pool = ThreadPoolExecutor(at_once)
+    try:
         return list(pool.map(train, each, [shares] * len(each)))
+    finally:
+        # When one fails, or the job is told to end, the others end with Ray; their checkpoints stay.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares: Shares) -> None:
@@ -347,12 +357,13 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
         epochs = range(checkpoint["epoch"] if checkpoint else 0, settings.recipe.epochs)
         return crops(the_plan, settings.recipe, settings.seed, epochs, shares.decode_cpus)
 
+    cluster.check_gpus(settings.workers)
     use_gpu = shares.detector_gpus > 0
     cpus = shares.detector_cpus * shares.detectors / settings.workers
     # Crops wait in the object store: enough to never starve a step, not all that fit.
     ahead = ray.data.ExecutionResources(object_store_memory=CROPS_AHEAD_BYTES)
     options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=ahead)
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config={"config": config},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -367,7 +378,12 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
         ),
         dataset_config=ray.train.DataConfig(execution_options=options),
         datasets={"train": remaining_crops},
-    ).fit()
+    )
+    with cluster.signals_kept():
+        try:
+            result = trainer.fit()
+        except SystemExit as ended:  # what Ray Train makes of Ctrl+C, with the code of success
+            raise KeyboardInterrupt from ended
     if result.error is not None:
         raise result.error
 

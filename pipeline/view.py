@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.delta import quoted, scan
 from pipeline.layout import AuditLayout, RunLayout
+from pipeline.listing import local_uri
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE
 
 NOT_AUDITED = "not_audited"
@@ -245,7 +246,7 @@ def _covers(outer: str, inner: str) -> bool:
 def _prefixes(source: str) -> tuple[str, str]:
     """How URIs below a folder or prefix begin: as it does, or as a local file whose name is no UTF-8."""
     inside = storage.join(source, "")
-    return inside, "file://" + quote_from_bytes(os.fsencode(inside))
+    return local_uri(inside), "file://" + quote_from_bytes(os.fsencode(inside))
 
 
 def _is_manifest(source: str) -> bool:

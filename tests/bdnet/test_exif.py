@@ -147,7 +147,20 @@ def test_iso_fits_its_column_or_is_none(details, iso):
 
 @pytest.mark.parametrize(
     "value",
-    [IFDRational(1, 0), IFDRational(0, 0), 0, -1, float("nan"), float("inf"), 10**400, 4e9, "1/60", (), b"1"],
+    [
+        IFDRational(1, 0),
+        IFDRational(0, 0),
+        0,
+        -1,
+        float("nan"),
+        float("inf"),
+        10**400,
+        4e9,
+        5e-324,
+        "1/60",
+        (),
+        b"1",
+    ],
 )
 def test_an_absurd_exposure_aperture_or_focal_length_is_none(value):
     capture = read({0x829A: value, 0x829D: value, 0x920A: value})

@@ -358,6 +358,31 @@ def test_a_header_that_claims_too_much_is_too_large(bomb: Callable[[], bytes]):
     assert photo.status == "too_large"
 
 
+def wide_png() -> bytes:
+    return png((2**32 - 1, 1, 8, 2), (b"IDAT", zlib.compress(b"0")))
+
+
+def wide_bmp() -> bytes:
+    info = struct.pack("<IIiHHIIiiII", 40, 2**32 - 16, 5, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + info + bytes(100)
+
+
+def wide_tiff() -> bytes:
+    entries = [
+        *((256, 4, 1, 2**32 - 16), (257, 4, 1, 3), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)),
+        *((273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, 3), (279, 4, 1, 10)),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(200)
+
+
+@pytest.mark.parametrize("wide", [wide_png, wide_bmp, wide_tiff])
+def test_a_side_that_is_no_photos_is_named_in_the_error_alone(wide: Callable[[], bytes]):
+    photo = decode(wide())
+    assert (photo.status, photo.width, photo.height) == ("too_large", None, None)
+    assert "42949672" in (photo.error or "")
+
+
 @pytest.mark.parametrize("chunk", [b"zTXt", b"iCCP"])
 def test_a_metadata_bomb_is_a_status(chunk):
     body = b"name\0\0" + zlib.compress(bytes(50_000_000))

@@ -73,8 +73,9 @@ def test_a_cluster_where_no_node_gets_a_cpu_ends_the_job_and_says_so(guarded: Cl
 
 
 LOCAL = """
-import json, os, pathlib, ray, subprocess, sys
+import json, os, pathlib, ray, signal, subprocess, sys
 from pipeline import cluster
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 with cluster.connect():
     token = os.environ["RAY_AUTH_TOKEN"]
     address = ray.get_runtime_context().gcs_address
@@ -89,6 +90,7 @@ with cluster.connect():
     files = [path for path in session.rglob("*") if path.is_file()]
     print(json.dumps({
         "works": works,
+        "signals": before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "stranger joined": joined.returncode == 0,
         "token in a command line": token in commands,
         "files of Ray": len(files) > 10,
@@ -105,7 +107,7 @@ def test_a_local_ray_wants_a_token_that_only_its_own_processes_have(tmp_path: Pa
         **{"capture_output": True, "text": True, "timeout": JOB_WITHIN_S},
     )
     assert ran.returncode == 0, ran.stderr
-    said = {"works": "yes", "stranger joined": False, "token in a command line": False}
+    said = {"works": "yes", "signals": True, "stranger joined": False, "token in a command line": False}
     said |= {"files of Ray": True, "token in one": False}
     assert json.loads(ran.stdout.splitlines()[-1]) == said
     assert not (tmp_path / ".ray").exists()

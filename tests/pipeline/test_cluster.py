@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import cluster
 from pipeline.cluster import Node, Shares, shares
 
 CPUS = st.sampled_from([0, 1, 2, 3, 4, 6, 8, 16, 64])
@@ -105,6 +106,15 @@ def test_more_workers_than_fit_are_refused_with_the_number_that_does(nodes, work
     with pytest.raises(ValueError, match=f"{workers} workers .* ask for {fit} at most"):
         shares(nodes, workers)
     assert shares(nodes, fit).detectors == fit
+
+
+def test_a_training_of_more_workers_than_gpus_is_refused_instead_of_waiting_for_ever(monkeypatch):
+    monkeypatch.setattr(cluster, "_nodes", lambda: [Node(8, 1), Node(8), Node(8, 2)])
+    cluster.check_gpus(3)
+    with pytest.raises(ValueError, match="4 workers take a GPU each, the cluster has 3; ask for 3 at most"):
+        cluster.check_gpus(4)
+    monkeypatch.setattr(cluster, "_nodes", lambda: [Node(8), Node(8)])
+    cluster.check_gpus(4)
 
 
 def test_the_detectors_of_a_node_share_its_cores():

@@ -42,6 +42,15 @@ def test_a_crash_is_the_photos_own_status(isolated):
     assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
 
 
+def test_a_decoder_that_the_system_killed_is_no_fault_of_the_photo(isolated):
+    photo = isolated.decode(jpeg(comment="killed"), 32, Limits())
+    assert (photo.status, photo.error) == (
+        "timeout",
+        "its decoder was killed, as happens where memory runs out",
+    )
+    assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
+
+
 def test_a_hang_is_the_photos_own_status(isolated, monkeypatch):
     monkeypatch.setattr(decoding, "TIMEOUT_S", 0.5)
     photo = isolated.decode(jpeg(comment="hang"), 32, Limits())

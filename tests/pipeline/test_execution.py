@@ -6,8 +6,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.execution import LARGEST_BLOCK, PHOTOS_PER_WINDOW, SMALLEST_BLOCK, Outcome, _windows
+from pipeline.cluster import Node, shares
+from pipeline.execution import (
+    LARGEST_BLOCK,
+    PHOTOS_PER_WINDOW,
+    SMALLEST_BLOCK,
+    Outcome,
+    Plan,
+    _check_denied,
+    _windows,
+)
 from pipeline.schema import LISTING
+from pipeline.steps import Provenance
 
 
 def write_to_do(folder: Path, lengths: list[int]) -> dict[str, int]:
@@ -57,3 +67,32 @@ def test_the_step_that_bounds_a_run_is_named(seconds: dict[str, float], step: st
     outcome = Outcome()
     outcome.seconds.update(seconds)
     assert outcome.bound_by() == step
+
+
+@pytest.mark.parametrize(
+    ("listed", "to_do", "done", "denied", "max_denied", "stops"),
+    [
+        pytest.param(100, 100, 100, 50, 0.5, False, id="as many as may be"),
+        pytest.param(100, 100, 60, 51, 0.5, True, id="too many"),
+        pytest.param(1_000_000, 1_000_000, 1_000, 1_000, 0.5, True, id="all from the start"),
+        pytest.param(1_000_000, 1_000_000, 1_000, 999, 0.5, False, id="all but one from the start"),
+        pytest.param(1_000_000, 3, 3, 3, 0.5, False, id="a quiet night, the same three as ever"),
+        pytest.param(1_000_000, 2_000, 2_000, 2_000, 0.5, False, id="a quiet night, the same two thousand"),
+        pytest.param(100, 100, 100, 100, 1.0, False, id="all, and that is right so"),
+        pytest.param(2, 1, 1, 1, 0.0, True, id="none may be"),
+    ],
+)
+def test_a_run_stops_where_too_many_of_the_listed_photos_are_denied(
+    listed: int, to_do: int, done: int, denied: int, max_denied: float, stops: bool
+) -> None:
+    plan = Plan(
+        "out", "model", 640, "table", max_denied, listed, Provenance("m", "a", "r"), shares([Node(4)])
+    )
+    outcome = Outcome()
+    outcome.photos = done
+    outcome.by_status.update(denied=denied, ok=done - denied)
+    if not stops:
+        _check_denied(outcome, to_do, plan)
+        return
+    with pytest.raises(OSError, match=f"{denied:,} of {done:,} photos read are denied, of {listed:,} listed"):
+        _check_denied(outcome, to_do, plan)

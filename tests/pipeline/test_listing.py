@@ -278,6 +278,37 @@ def test_a_manifest_line_that_stands_twice_is_one_photo_and_an_empty_one_is_refu
         write_listing(str(manifest), str(tmp_path / "listing"))
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("nosuch://photos/a.jpg", "cannot open nosuch://"),
+        ("file://otherhost/a.jpg", "no file of this machine"),
+        ("photos/a.jpg", "relative path"),
+        ("/photos/\0a.jpg", "NUL"),
+        ("s3://KEY:SEKRET@photos/a.jpg", "holds credentials"),
+        ("https://host/a.jpg?X-Amz-Signature=SEKRET&name=a.jpg", "holds credentials"),
+    ],
+)
+def test_a_manifest_is_refused_for_a_uri_that_no_worker_can_open(tmp_path, uri, said):
+    rows = [{"uri": name, "etag": "1", "size_bytes": 1} for name in ("/photos/b.jpg", uri)]
+    with pytest.raises(ValueError, match=f"manifest.parquet: .*{said}") as refused:
+        listed(manifest(tmp_path / "manifest.parquet", rows), tmp_path)
+    assert "SEKRET" not in str(refused.value)
+
+
+def test_a_manifests_uris_and_etags_become_those_of_a_listing(tmp_path):
+    uris = ["S3a://photos/a:b@c?token=x.jpg", "/photos/b.jpg", "file:///photos/c%e9.jpg"]
+    rows = [{"uri": uri, "etag": '"e1"', "size_bytes": 1} for uri in uris]
+    _, read = listed(manifest(tmp_path / "manifest.parquet", rows), tmp_path)
+    assert [row["uri"] for row in read] == ["s3://photos/a:b@c?token=x.jpg", *uris[1:]]
+    assert {row["etag"] for row in read} == {"e1"}
+
+
+def test_a_time_that_no_calendar_has_is_none():
+    assert listing._moment(0.5) == datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC)
+    assert listing._moment(1e15) is listing._moment(-1e15) is listing._moment(1e300) is None
+
+
 def test_suffixes_that_are_none_are_counted_together(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -132,6 +132,26 @@ def test_a_holder_renews_its_lock_and_notices_when_it_is_taken(s3_uri, monkeypat
     assert storage.read_with_age(s3_uri)[0] == b'{"run_id": "r2"}'
 
 
+def test_a_beat_whose_answer_was_lost_takes_the_lock_from_nobody(s3_uri, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    write, lost = storage.write_if_unchanged, []
+
+    def write_and_lose_one_answer(uri, data, etag):
+        written = write(uri, data, etag)
+        if not lost and b'"beat": 3' in data:
+            lost.append(written)
+            raise OSError("nothing answers")
+        return written
+
+    monkeypatch.setattr(storage, "write_if_unchanged", write_and_lose_one_answer)
+    with lock.hold(s3_uri, "r1") as check:
+        deadline = time.monotonic() + 20
+        while not lost or storage.read_with_age(s3_uri)[1] == lost[0]:
+            assert time.monotonic() < deadline, "no beat after the lost one"
+            time.sleep(0.02)
+        check()
+
+
 def _check_until(check, deadline):
     while time.monotonic() < deadline:
         check()

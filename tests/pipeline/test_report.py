@@ -376,6 +376,15 @@ def one_line_error(capsys):
     return errors[-1]
 
 
+def test_credentials_are_refused_before_anything_is_said(capsys, tmp_path):
+    uri = "s3://KEY:SEKRET@bucket/audit"
+    for arguments in ([uri, "--out", str(tmp_path)], [str(tmp_path), "--out", uri]):
+        assert main(arguments) == 1
+        captured = capsys.readouterr()
+        assert "holds credentials" in captured.err
+        assert "SEKRET" not in captured.err + captured.out
+
+
 def test_a_folder_that_is_no_audit_is_refused_in_one_line(capsys, tmp_path):
     assert main([str(tmp_path), "--out", str(tmp_path / "report")]) == 1
     assert "no audit at" in one_line_error(capsys)

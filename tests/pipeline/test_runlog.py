@@ -35,6 +35,13 @@ def test_what_a_run_says_is_kept_with_the_time(tmp_path):
     assert lines[0].startswith("20")
 
 
+def test_a_name_that_is_no_utf8_costs_no_log(tmp_path):
+    uri = tmp_path / "log.txt"
+    with saved_log(str(uri)):
+        log.info("listing %s", "/photos/caf\udce9")
+    assert uri.read_text().rstrip().endswith("listing /photos/caf\\udce9")
+
+
 def test_a_run_that_fails_leaves_its_log_with_the_reason_in_one_line(tmp_path):
     uri = tmp_path / "log.txt"
     with pytest.raises(ValueError, match="nothing"):

@@ -4,10 +4,12 @@ import gc
 import io
 import json
 import os
+import struct
 import tarfile
 import threading
 import time
 import weakref
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bdnet import photo
 from bdnet.card import read_card
 from bdnet.memory import MemoryBudget
 from bdnet.model import load, save
 from bdnet.networks import build
-from bdnet.photo import Photo
+from bdnet.photo import Photo, decoder_version
 from pipeline import decoding, steps, storage
 from pipeline.fetch import Fetched
 from pipeline.layout import AuditLayout
@@ -82,7 +85,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def decoded(archive):
-    [table] = read_and_decode(archive, 64)
+    [table] = read_and_decode(archive, 64, decoder_version())
     return table
 
 
@@ -98,7 +101,7 @@ def test_pixels_are_let_go_once_they_are_in_the_table(archive, monkeypatch):
 
     steps_decode = steps.decode
     monkeypatch.setattr(steps, "decode", decode)
-    list(read_and_decode(archive, 64))
+    list(read_and_decode(archive, 64, decoder_version()))
     gc.collect()
     assert len(seen) > 10
     assert [reference for reference in seen if reference() is not None] == []
@@ -133,7 +136,7 @@ def test_pixels_are_those_of_the_photo(archive, decoded):
 
 
 def test_the_working_size_bounds_the_long_side_and_enlarges_nothing(archive):
-    [table] = read_and_decode(archive, 48)
+    [table] = read_and_decode(archive, 48, decoder_version())
     sizes = {
         (row["width"], row["height"]): (row["pixels_width"], row["pixels_height"])
         for row in table.to_pylist()
@@ -277,20 +280,43 @@ def test_a_model_that_was_replaced_in_mid_run_is_refused(model):
 
 def test_an_object_over_the_limit_is_too_large_without_being_read(tmp_path):
     row = {"uri": str(tmp_path / "absent.jpg"), "etag": "1", "size_bytes": 600 * 2**20}
-    (decoded,) = read_and_decode(pa.Table.from_pylist([row], schema=LISTING), 64)
+    (decoded,) = read_and_decode(pa.Table.from_pylist([row], schema=LISTING), 64, decoder_version())
     assert decoded["status"].to_pylist() == ["too_large"]
+
+
+def test_a_node_with_another_decoder_writes_no_rows(archive, monkeypatch):
+    monkeypatch.delitem(photo._OPENERS, "heic", raising=False)
+    with pytest.raises(ValueError, match="2 without HEIC, the driver 2: install the same packages on all"):
+        list(read_and_decode(archive, 64, "2"))
+
+
+def test_a_side_that_fits_no_column_leaves_the_neighbours_their_rows(archive, tmp_path):
+    # A PNG whose header claims 2³² − 1 columns.
+    path = tmp_path / "wide.png"
+    content = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + struct.pack(">IIBBBBB", 2**32 - 1, 1, 8, 2, 0, 0, 0), b"IDAT"):
+        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content)
+    etag = storage.local_etag(path.stat())
+    row = {"uri": str(path), "etag": etag, "size_bytes": path.stat().st_size, "modified_at": None}
+    photos = pa.concat_tables([archive, pa.Table.from_pylist([row], schema=LISTING)])
+    [decoded] = read_and_decode(photos, 64, decoder_version())
+    assert len(decoded) == len(photos)
+    last = decoded.slice(len(archive)).to_pylist()[0]
+    assert (last["status"], last["width"], last["height"]) == ("too_large", None, None)
+    assert "4294967295×1" in last["error"]
 
 
 def test_a_task_that_runs_again_goes_carefully_and_gives_the_same_rows(archive, decoded, monkeypatch):
     monkeypatch.setattr(decoding, "attempt", lambda: 1)
-    [carefully] = read_and_decode(archive, 64)
+    [carefully] = read_and_decode(archive, 64, decoder_version())
     untimed = [name for name in decoded.schema.names if name not in TIMED]
     assert carefully.select(untimed).equals(decoded.select(untimed))
 
 
 def test_a_block_whose_workers_die_again_and_again_is_left_for_the_next_run(archive, monkeypatch):
     monkeypatch.setattr(decoding, "attempt", lambda: ATTEMPTS)
-    [given_up] = read_and_decode(archive, 64)
+    [given_up] = read_and_decode(archive, 64, decoder_version())
     assert given_up.select(LISTING.names) == archive
     assert set(given_up["status"].to_pylist()) == {"timeout"}
     assert set(given_up["error"].to_pylist()) == {f"the workers that read it were killed {ATTEMPTS} times"}
@@ -319,6 +345,6 @@ def test_files_in_memory_are_bounded_however_many_threads_fetch(tmp_path, monkey
     monkeypatch.setattr(steps, "fetch", fetch_slowly)
     monkeypatch.setattr(steps, "decode", decode_slowly)
     rows = [{"uri": f"{number}.jpg", "etag": "1", "size_bytes": 400} for number in range(20)]
-    [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64)
+    [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
     assert decoded["uri"].to_pylist() == [row["uri"] for row in rows]
     assert most == 800

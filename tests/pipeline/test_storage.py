@@ -27,6 +27,8 @@ from pipeline.storage_errors import classify, redacted
         ("s3://bucket/a%20b", "s3://bucket/a%20b"),
         ("s3://bucket/prefix/", "s3://bucket/prefix"),
         ("s3://bucket", "s3://bucket"),
+        ("s3a://bucket/a", "s3://bucket/a"),
+        ("GCS://bucket/A/", "gs://bucket/A"),
         ("/", "/"),
     ],
 )
@@ -110,6 +112,7 @@ def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
         ("s3://bucket/ab", "s3://bucket/a", False),
         ("s3://bucket2", "s3://bucket", False),
         ("/bucket/a", "s3://bucket", False),
+        ("s3a://bucket/a", "s3://bucket", True),
         ("file:///a/b", "/a", True),
     ],
 )
@@ -292,7 +295,7 @@ def test_an_engine_that_gets_no_answer_gives_up(no_aws):
         no_aws.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
         options = storage.delta_options("s3://out/table")
         assert options["timeout"] == options["retry_timeout"] == "60s"
-        short = {"timeout": "200ms", "retry_timeout": "300ms", "max_retries": "1"}
+        short = {"timeout": "200ms", "retry_timeout": "30s", "max_retries": "1"}
         with pytest.raises(OSError, match="timed out") as caught:
             DeltaTable("s3://out/table", storage_options=options | short)
-    assert re.search("max_retries .*1, retry_timeout .*300ms", redacted(str(caught.value)))
+    assert re.search("max_retries .*1, retry_timeout .*30s", redacted(str(caught.value)))

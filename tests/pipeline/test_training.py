@@ -1,6 +1,7 @@
 import io
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,16 @@ def test_ranges_come_from_training_patches_all_over_the_dataset(tmp_path: Path) 
     places = [pixels.index(image[0].numpy().tobytes()) for image in chosen]
     assert {after - before for before, after in itertools.pairwise(places)} <= {1, 2}
     assert places[-1] >= len(training) - 2
+
+
+def test_networks_begun_at_once_start_as_each_would_alone() -> None:
+    def first_weight(seed: int) -> torch.Tensor:
+        return next(initial_network("bdnet-resnet18", "none", seed).net.parameters())
+
+    alone = [first_weight(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(first_weight, range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, at_once, strict=True))
 
 
 def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
