@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+import botocore.session
 import fsspec
 import fsspec.asyn
 from fsspec import AbstractFileSystem
@@ -241,7 +242,7 @@ def delta_options(uri: str) -> dict[str, str]:
     if not uri.startswith("s3://"):
         return {}
     options = {
-        "AWS_REGION": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+        "AWS_REGION": os.environ.get("AWS_REGION") or _profile_region() or "us-east-1",
         # Of one request, body and all; the last of the tries begins within retry_timeout, so one call ends
         # after 120 s at the most.
         "connect_timeout": f"{CONNECT_SECONDS}s",
@@ -255,6 +256,11 @@ def delta_options(uri: str) -> dict[str, str]:
         if endpoint.startswith("http://"):
             options["AWS_ALLOW_HTTP"] = "true"
     return options
+
+
+def _profile_region() -> str | None:
+    """The region that s3fs takes: of AWS_DEFAULT_REGION, else of the user's profile."""
+    return botocore.session.get_session().get_config_variable("region")
 
 
 def local_etag(status: os.stat_result) -> str:

@@ -252,6 +252,7 @@ def test_a_wrong_secret_is_denied(s3, monkeypatch):
 def no_aws(monkeypatch):
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     return monkeypatch
 
 
@@ -266,12 +267,17 @@ def places(options):
     return {name: value for name, value in options.items() if name.startswith("AWS_")}
 
 
-def test_delta_options_come_from_the_environment_without_keys(no_aws):
+def test_delta_options_come_from_the_environment_and_the_profile_without_keys(no_aws, tmp_path):
     no_aws.setenv("AWS_ACCESS_KEY_ID", "an id")
     no_aws.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
     bounds = {"connect_timeout", "timeout", "retry_timeout", "max_retries"}
     assert places(storage.delta_options("s3://out/table")) == {"AWS_REGION": "us-east-1"}
     assert bounds < set(storage.delta_options("s3://out/table"))
+    (tmp_path / "config").write_text("[default]\nregion = eu-central-1\n[profile mine]\nregion = sa-east-1\n")
+    no_aws.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert places(storage.delta_options("s3://out/table")) == {"AWS_REGION": "eu-central-1"}
+    no_aws.setenv("AWS_PROFILE", "mine")
+    assert places(storage.delta_options("s3://out/table")) == {"AWS_REGION": "sa-east-1"}
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     no_aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     assert places(storage.delta_options("s3://out/table")) == {
