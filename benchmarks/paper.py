@@ -199,7 +199,8 @@ def training(rows: list[Row]) -> alt.HConcatChart:
 
 def of_shipped(rows: list[Row]) -> list[Row]:
     """Those of models that come with bdnet: nobody chooses a threshold for the others."""
-    return [row for row in rows if row["model"] in shipped_models()]
+    shipped = shipped_models()
+    return [row for row in rows if row["model"] in shipped]
 
 
 def picture(name: str) -> str:

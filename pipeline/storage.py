@@ -74,7 +74,11 @@ def normalize(uri: str | os.PathLike[str]) -> str:
         return str(Path(local_path(text)).expanduser().resolve())
     _refuse_credentials(text, _PASSWORD, _S3_USER, _SECRET_PARAMETER)
     scheme, _, rest = text.rstrip("/").partition("://")
-    return f"{_ALIASES.get(scheme.lower(), scheme.lower())}://{rest}"
+    return f"{_one_name(scheme)}://{rest}"
+
+
+def _one_name(scheme: str) -> str:
+    return _ALIASES.get(scheme.lower(), scheme.lower())
 
 
 def _refuse_credentials(uri: str, *patterns: re.Pattern[str]) -> None:
@@ -107,7 +111,7 @@ def normalize_file(uri: str) -> str:
 
 @functools.cache
 def _known_scheme(scheme: str) -> str:
-    name = _ALIASES.get(scheme.lower(), scheme.lower())
+    name = _one_name(scheme)
     filesystem(f"{name}://any")
     return name
 

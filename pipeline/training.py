@@ -38,8 +38,8 @@ from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
-from pipeline import cluster, storage
-from pipeline.cluster import Shares, quiet_ray_data, trainings_at_once
+from pipeline import storage
+from pipeline.cluster import Shares, check_gpus, quiet_ray_data, signals_kept, trainings_at_once
 from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
@@ -357,7 +357,7 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
         epochs = range(checkpoint["epoch"] if checkpoint else 0, settings.recipe.epochs)
         return crops(the_plan, settings.recipe, settings.seed, epochs, shares.decode_cpus)
 
-    cluster.check_gpus(settings.workers)
+    check_gpus(settings.workers)
     use_gpu = shares.detector_gpus > 0
     cpus = shares.detector_cpus * shares.detectors / settings.workers
     # Crops wait in the object store: enough to never starve a step, not all that fit.
@@ -379,7 +379,7 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
         dataset_config=ray.train.DataConfig(execution_options=options),
         datasets={"train": remaining_crops},
     )
-    with cluster.signals_kept():
+    with signals_kept():
         try:
             result = trainer.fit()
         except SystemExit as ended:  # what Ray Train makes of Ctrl+C, with the code of success
