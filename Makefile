@@ -72,7 +72,7 @@ demo-s3: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## The same through a lo
 test: install  ## Run all tests but the long ones
 	$(PY) -m pytest -m "not long"
 
-test-long: install  ## Run the long tests (half an hour, estimated): lost nodes and storage, faults that stay, every network
+test-long: install  ## Run the long tests (40 minutes, estimated): lost nodes and storage, faults that stay, every network
 	$(PY) -m pytest -m long
 
 test-fast: install  ## Run the tests that need no whole job
