@@ -12,7 +12,7 @@ import altair as alt
 import jinja2
 import vl_convert
 
-from bdnet.card import shipped_models
+from bdnet.card import DEFAULT_MODEL, shipped_models
 from benchmarks.ablation import VARIANTS
 from benchmarks.command import read_csv
 from benchmarks.comparison import SYSTEMS
@@ -198,9 +198,9 @@ def training(rows: list[Row]) -> alt.HConcatChart:
 
 
 def of_shipped(rows: list[Row]) -> list[Row]:
-    """Those of models that come with bdnet: nobody chooses a threshold for the others."""
-    shipped = shipped_models()
-    return [row for row in rows if row["model"] in shipped]
+    """Those of models that come with bdnet, the default first: nobody chooses a threshold for the others."""
+    shipped = sorted(shipped_models(), key=lambda name: name != DEFAULT_MODEL)
+    return [row for name in shipped for row in rows if row["model"] == name]
 
 
 def picture(name: str) -> str:
@@ -214,6 +214,9 @@ PICTURES = {"calibration": reliability, "pr_curves": precision_recall, "training
 def page(results: dict[str, list[Row]]) -> str:
     """The text of docs/paper.md, whatever tables are there."""
     tables = {name: markdown(results[name], columns) for name, columns in COLUMNS.items()}
+    tables["kfold"] = markdown(
+        sorted(results["kfold"], key=lambda row: FOLDED.index(row["model"])), COLUMNS["kfold"]
+    )
     tables["scores"] = markdown(
         [row for row in results["scores"] if row["threshold"] == "0.5"], COLUMNS["scores"]
     )
