@@ -108,6 +108,7 @@ WEIGHTS ?= $(or $(abspath $(wildcard $(BDNET_DATA)/../weights/resnet18*.safetens
 PAPER := out/paper
 
 paper: install  ## Train and score all of the paper's systems (15 hours on 2 cores, estimated; resumable)
+	@test -n "$(BDNET_DATA)" || { echo "BlurRaw is needed. Say: make paper BDNET_DATA=<folder that holds blurraw/>"; exit 1; } >&2
 	test -e $(PAPER)/photos/dataset.json || \
 		$(PY) -m jobs.prepare "$(BDNET_DATA)/blurraw" --cut photos --out $(PAPER)/photos
 	$(PY) -m jobs.train $(PAPER)/photos --out $(PAPER)/default --arch bdnet-topdown --folds 3 --init "$(WEIGHTS)"

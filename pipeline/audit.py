@@ -19,7 +19,7 @@ from bdnet.card import ARCH_VERSIONS, PREPROCESSING_VERSION, Card, read_card
 from bdnet.photo import decoder_version
 from pipeline import cluster, lock, storage
 from pipeline.execution import Outcome, Plan, work_off
-from pipeline.housekeeping import tidy
+from pipeline.housekeeping import remove_old_lists, tidy
 from pipeline.layout import AuditLayout, RunLayout
 from pipeline.ledger import Committer, subtract
 from pipeline.listing import Listing, read_listing, write_listing
@@ -137,6 +137,8 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
                 outcome = work_off(to_do, plan, table, failures, check_lock)
                 _tidy(settings.out, plan.shares)
         storage.remove_folder(run.to_do)
+        if removed := remove_old_lists(settings.out):
+            log.info("%d old files of lists removed", removed)
 
         seconds = time.monotonic() - began
         log.info("report: %s", run.report)

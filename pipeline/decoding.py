@@ -80,6 +80,10 @@ class Isolated:
     """Decodes each photo in a process forked for it. Use it as a context manager, from one thread."""
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         ours, theirs = Pipe()
         # Its imports are those of this process, wherever Ray took the code from.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -91,18 +95,20 @@ class Isolated:
         )
         theirs.close()
         self._connection = ours
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._connection.close()
         self._forker.kill()
         self._forker.wait()
 
     def decode(self, data: bytes, working_size: int | None, limits: Limits) -> Photo:
         """Decode as ``bdnet.photo.decode`` does; a photo that crashes the decoder or hangs is unreadable, one
-        whose decoder the system killed has status timeout.
+        whose decoder the system killed, or the process that starts it, has status timeout.
 
         Raises:
             OSError: no process can be started for it.
@@ -110,8 +116,11 @@ class Isolated:
         try:
             self._connection.send((data, working_size, limits, TIMEOUT_S))
             return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise OSError("the process for careful decoding ended; see Ray's log of this worker") from error
+        except (EOFError, OSError):
+            # No photo does that to it either: the others are still decoded.
+            self._end()
+            self._start()
+            return Photo("timeout", "the process for careful decoding was killed")
 
 
 def _serve(connection: Connection) -> None:
@@ -131,7 +140,7 @@ def _serve(connection: Connection) -> None:
                 photo = ours.recv()
             else:
                 photo = Photo("unreadable", f"decoding took longer than {timeout:g} s")
-        except EOFError:
+        except (EOFError, OSError):  # an OSError: in the midst of its answer
             child.join()
             photo = _crashed(child.exitcode or 0)
         child.kill()

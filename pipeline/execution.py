@@ -27,6 +27,8 @@ from pipeline.stream import stream
 # so that detectors end together; large between, for tasks and files cost time too, but seconds of work, not
 # minutes, for a crash repeats it.
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
+# Pixels of a block; its photos are fewer where they are audited larger than most.
+BLOCK_BYTES = 128 << 20
 # After SIGTERM, for files that are on their way to the driver; `ray job stop` kills after 3 s.
 GRACE_SECONDS = 1.0
 MIN_BLOCK_BYTES = 64 << 20
@@ -93,7 +95,7 @@ def work_off(
         outcome.seconds["commit"] += time.monotonic() - began
 
     with _sigterm_noted() as told_to_end:
-        for window in _windows(to_do, plan.shares.detectors):
+        for window in _windows(to_do, plan.shares.detectors, plan.working_size):
             with contextlib.closing(stream(_steps(window, plan))) as written:
                 try:
                     for files in written:
@@ -134,15 +136,16 @@ def _check_denied(outcome: Outcome, to_do: int, plan: Plan) -> None:
         )
 
 
-def _windows(to_do: Mapping[str, int], detectors: int) -> Iterator[list[pa.Table]]:
+def _windows(to_do: Mapping[str, int], detectors: int, working_size: int) -> Iterator[list[pa.Table]]:
     """Cut the to-do into blocks, and gather blocks into windows of bounded size."""
     window: list[pa.Table] = []
     in_window, before, after = 0, 0, sum(to_do.values())
+    most = photos_that_fit(working_size)
     for shard in to_do:
         photos = read_listing(shard)
         start = 0
         while start < len(photos):
-            block = photos.slice(start, photos_of_block(before, after, detectors))
+            block = photos.slice(start, min(most, photos_of_block(before, after, detectors)))
             window.append(block)
             start, before, after = start + len(block), before + len(block), after - len(block)
             in_window += len(block)
@@ -159,11 +162,18 @@ def photos_of_block(before: int, after: int, detectors: int) -> int:
     return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, before // blocks, after // blocks))
 
 
+def photos_that_fit(working_size: int) -> int:
+    """How many photos at ``working_size`` a block holds at most."""
+    return max(1, min(LARGEST_BLOCK, BLOCK_BYTES // (3 * working_size**2)))
+
+
 def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
     """Read, decode, detect and stage a bounded number of photos: one row per file written."""
     shares = plan.shares
     # Ray takes a task that it does not know yet for one with large blocks: at a tight bound it starts few.
-    cluster.bound_decoded(shares, max(MIN_BLOCK_BYTES, LARGEST_BLOCK * 3 * plan.working_size**2))
+    cluster.bound_decoded(
+        shares, max(MIN_BLOCK_BYTES, photos_that_fit(plan.working_size) * 3 * plan.working_size**2)
+    )
     return (
         ray.data.from_arrow(list(photos))
         .map_batches(

@@ -48,7 +48,7 @@ def tidy(out: str) -> dict[str, int]:
         table.create_checkpoint()
         table.cleanup_metadata()
     now = datetime.now(UTC)
-    removed += _remove_orphaned_mask_shards(layout, now) + _remove_old_lists(layout, now)
+    removed += _remove_orphaned_mask_shards(layout, now)
     return {"compacted": compacted, "removed": removed}
 
 
@@ -66,8 +66,12 @@ def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:
     return len(orphans)
 
 
-def _remove_old_lists(layout: AuditLayout, now: datetime) -> int:
-    """Remove to-do lists of runs that died, and listings that no view needs any more."""
+def remove_old_lists(out: str) -> int:
+    """Remove to-do lists of runs that died, and listings that no view needs any more; return how many files.
+
+    For every run: a night without news has written a listing too.
+    """
+    layout, now = AuditLayout(out), datetime.now(UTC)
     needed = {run.run_id for run in current_runs(layout)}
     removed = 0
     for uri in storage.list_files(layout.runs, ".parquet"):

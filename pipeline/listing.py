@@ -1,9 +1,11 @@
 """The snapshot of photo versions that a run sees, by pages, into Parquet shards: driver memory stays flat."""
 
+import contextlib
 import errno
 import hashlib
 import io
 import os
+import sqlite3
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -38,6 +40,11 @@ _PHOTO_TYPES = (
 )
 PHOTO_SUFFIXES = frozenset(f".{name}" for name in _PHOTO_TYPES)
 ROWS_PER_SHARD = 50_000
+# So many suffixes are counted by name; frame.0000001 and the like are the others.
+COUNTED_SUFFIXES = 50
+OTHERS = "(other)"
+# Of what a manifest's reader remembers in memory.
+SEEN_CACHE_KIB = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
         entries += 1
         suffix = os.path.splitext(entry["uri"])[1].lower()
         if suffix not in PHOTO_SUFFIXES:
-            skipped[_counted(suffix)] += 1
+            name = _counted(suffix)
+            skipped[name if name in skipped or len(skipped) < COUNTED_SUFFIXES else OTHERS] += 1
             continue
         if photos == limit:
             complete = False
@@ -99,10 +107,10 @@ def read_listing(shard: str) -> pa.Table:
 
 
 def _counted(suffix: str) -> str:
-    """The suffix itself, where it is one: names are untrusted, and as many as there are files."""
+    """The suffix itself, where it may be one: names are untrusted."""
     if not suffix:
         return "(none)"
-    return suffix if len(suffix) <= 8 and suffix[1:].isascii() and suffix[1:].isalnum() else "(other)"
+    return suffix if len(suffix) <= 8 and suffix[1:].isascii() and suffix[1:].isalnum() else OTHERS
 
 
 def _entries(source: str) -> Iterator[dict[str, Any]]:
@@ -116,13 +124,26 @@ def _entries(source: str) -> Iterator[dict[str, Any]]:
 
 def _entries_of(source: str) -> Iterator[dict[str, Any]]:
     if source.endswith(".parquet"):
-        return _manifest_entries(source)
+        return _once(_manifest_entries(source))
     if source.endswith("/manifest.json"):
-        return inventory.entries(source)
+        return _once(inventory.entries(source))
     if storage.is_local(source):
         return _local_entries(source)
     fs, path = storage.filesystem(source)
     return _s3_entries(fs, path) if source.startswith("s3://") else _fsspec_entries(fs, path)
+
+
+def _once(entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each photo version once, however often a manifest lists it; what was seen lies on disk."""
+    with contextlib.closing(sqlite3.connect("", isolation_level=None)) as seen:  # "": a temporary file
+        seen.execute("PRAGMA journal_mode = OFF")
+        seen.execute(f"PRAGMA cache_size = -{SEEN_CACHE_KIB}")
+        seen.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        seen.execute("BEGIN")
+        for entry in entries:
+            key = hashlib.blake2b(f"{entry['uri']}\0{entry['etag']}".encode(), digest_size=16).digest()
+            if seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount:
+                yield entry
 
 
 def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
@@ -132,23 +153,19 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
         missing = [name for name in LISTING.names if name not in manifest.schema_arrow.names]
         if missing:
             raise ValueError(f"{source}: column {missing[0]} is missing; needed: {', '.join(LISTING.names)}")
-        # A line that stands twice is one photo version; 16 bytes remember it.
-        seen: set[bytes] = set()
         for batch in manifest.iter_batches(columns=LISTING.names):
             for row in batch.to_pylist():
                 if row["uri"] is None or row["etag"] is None or row["size_bytes"] is None:
                     raise ValueError(
                         f"{source}: a row lacks uri, etag or size_bytes ({row['uri']}); fill it in"
                     )
+                if row["size_bytes"] < 0:
+                    raise ValueError(f"{source}: size_bytes of {row['uri']} is negative; correct it")
                 try:
                     row["uri"] = storage.normalize_file(row["uri"])
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from error
-                row["etag"] = row["etag"].strip('"')
-                key = hashlib.blake2b(f"{row['uri']}\0{row['etag']}".encode(), digest_size=16).digest()
-                if key not in seen:
-                    seen.add(key)
-                    yield row
+                yield {**row, "etag": row["etag"].strip('"')}
 
 
 def _local_entries(source: str) -> Iterator[dict[str, Any]]:

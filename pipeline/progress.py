@@ -10,22 +10,22 @@ class Progress:
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
         self._said_at = -1
+        self._first: tuple[float, int] | None = None
         self._started = self._said = time.monotonic()
         self._interval = 1.0 if sys.stderr.isatty() else 10.0
 
     @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self._started
-
-    @property
     def rate(self) -> float:
-        """Items a second since the start."""
-        return self.done / self.seconds if self.done else 0.0
+        """Items a second since the first came, whose time is also that of starting workers."""
+        first_at, first = self._first or (self._started, 0)
+        if self.done == first:
+            first_at, first = self._started, 0
+        return (self.done - first) / (time.monotonic() - first_at) if self.done else 0.0
 
     def add(self, count: int) -> None:
         """Count ``count`` more items."""
         self.done += count
+        self._first = self._first or (time.monotonic(), self.done)
         if time.monotonic() - self._said >= self._interval:
             self._said = time.monotonic()
             self._say()

@@ -170,8 +170,12 @@ class Detector:
         for row in rows:
             if row["pixels"] is not None:
                 shapes.setdefault((row["pixels_height"], row["pixels_width"]), []).append(row)
-        size = self._model.batch
-        batches = [alike[i : i + size] for alike in shapes.values() for i in range(0, len(alike), size)]
+        batches = [
+            alike[i : i + size]
+            for shape, alike in shapes.items()
+            for size in [self._photos_at_once(*shape)]
+            for i in range(0, len(alike), size)
+        ]
         results = self._model.predict_all(map(_images, batches))
         for batch in batches:
             began = time.perf_counter()
@@ -186,6 +190,11 @@ class Detector:
             batch[0]["encode_s"] = time.perf_counter() - detected
         self._free_since = time.perf_counter()
         return pa.Table.from_pylist(rows, schema=_DETECTED)
+
+    def _photos_at_once(self, height: int, width: int) -> int:
+        """The model's batch; fewer where photos are larger than those that it is made for."""
+        batch, made_for = self._model.batch, self._model.card.working_size
+        return min(batch, max(1, batch * made_for**2 // max(height, width) ** 2))
 
 
 def _images(photos: Sequence[dict[str, Any]]) -> np.ndarray:

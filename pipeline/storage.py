@@ -198,7 +198,10 @@ def write_bytes(uri: str, data: bytes) -> None:
         partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
         fs.makedirs(os.path.dirname(path), exist_ok=True)
         try:
-            partial.write_bytes(data)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a file that lost power may have its name and be empty
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -291,7 +294,7 @@ def read_version(uri: str, etag: str) -> bytes:
         OSError: what storage says.
     """
     if is_local(uri):
-        return patiently(lambda: _read_local_version(local_path(uri), etag), uri)
+        return patiently(lambda: _read_local_version(uri, etag), uri)
     fs, path = filesystem(uri)
     if uri.startswith("s3://"):
         return patiently(lambda: fsspec.asyn.sync(fs.loop, _read_s3, fs, path, IfMatch=f'"{etag}"'), uri)
@@ -301,10 +304,10 @@ def read_version(uri: str, etag: str) -> bytes:
     return data
 
 
-def _read_local_version(path: str, etag: str) -> bytes:
-    with open(os.fsencode(path), "rb") as file:
+def _read_local_version(uri: str, etag: str) -> bytes:
+    with open(os.fsencode(local_path(uri)), "rb") as file:
         if local_etag(os.fstat(file.fileno())) != etag:
-            raise ChangedError(f"{path} changed after it was listed")
+            raise ChangedError(f"{uri} changed after it was listed")
         return file.read()
 
 

@@ -150,7 +150,11 @@ def explained(error: Exception, uri: str) -> OSError:
 
 
 def redacted(text: str) -> str:
-    """``text`` in one line without credentials, signatures, query strings of URLs, and terminal colours."""
+    """``text`` in one line without credentials, signatures, query strings of URLs, and terminal colours.
+
+    Bytes of a file name that are no UTF-8 are spelled out: as they are no table takes them.
+    """
+    text = text.encode(errors="backslashreplace").decode()
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     for name, value in os.environ.items():

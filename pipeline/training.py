@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -217,12 +216,11 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
             layers = sorted({name.rsplit(".", 1)[0] for name in unused})
             said += f", which has layers that {arch} lacks: {', '.join(layers)}"
         return Start(net, tuple(net.state_dict()), said)
-    fs, path = fsspec.core.url_to_fs(init)
     try:
-        state = safetensors.torch.load(fs.cat_file(path))
+        state = safetensors.torch.load(storage.read_bytes(init))
     except FileNotFoundError as error:
         raise ValueError(f"no weights at {init}; give a .safetensors file, imagenet or none") from error
-    return _encoder_filled(net, load_state(net.get_submodule("encoder"), state, path.rsplit("/", 1)[-1]))
+    return _encoder_filled(net, load_state(net.get_submodule("encoder"), state, init.rsplit("/", 1)[-1]))
 
 
 def _encoder_names(net: nn.Module) -> set[str]:

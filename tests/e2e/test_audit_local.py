@@ -134,9 +134,13 @@ def test_the_local_ray_ends_with_the_run(audited: Audited) -> None:
 
 
 def test_a_second_run_audits_nothing_and_needs_no_ray(audited: Audited, model: Path) -> None:
+    old = Path(audited.out, "runs", "20200101T000000-old", "listing", "part-00000.parquet")
+    old.parent.mkdir(parents=True)
+    old.touch()
     again = audit(
         *(audited.photos, "--out", audited.out, "--model", model, *SMALL), environment=NOTHING_LISTENS
     )
+    assert not old.exists()  # listings don't pile up, however quiet the nights
     assert (again.result["photos"], again.result["by_status"]) == (0, {})
     assert len(table_rows(audited.out)) == len(audited.truth)
     # The report of a quiet night still shows the whole archive.

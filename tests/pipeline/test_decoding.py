@@ -51,6 +51,13 @@ def test_a_decoder_that_the_system_killed_is_no_fault_of_the_photo(isolated):
     assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
 
 
+def test_a_killed_starter_of_decoders_costs_one_photo_another_try(isolated):
+    isolated._forker.kill()
+    isolated._forker.wait()
+    assert isolated.decode(jpeg(), 32, Limits()).status == "timeout"
+    assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
+
+
 def test_a_hang_is_the_photos_own_status(isolated, monkeypatch):
     monkeypatch.setattr(decoding, "TIMEOUT_S", 0.5)
     photo = isolated.decode(jpeg(comment="hang"), 32, Limits())

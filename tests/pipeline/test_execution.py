@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.cluster import Node, shares
 from pipeline.execution import (
+    BLOCK_BYTES,
     LARGEST_BLOCK,
     PHOTOS_PER_WINDOW,
     SMALLEST_BLOCK,
@@ -33,16 +34,22 @@ def write_to_do(folder: Path, lengths: list[int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("lengths", [[1], [SMALLEST_BLOCK], [100], [1_500, 600], [60_000]])
 def test_every_photo_of_a_to_do_lies_in_one_block(tmp_path: Path, lengths: list[int]) -> None:
-    windows = list(_windows(write_to_do(tmp_path, lengths), detectors=2))
+    windows = list(_windows(write_to_do(tmp_path, lengths), detectors=2, working_size=640))
     uris = [uri for window in windows for block in window for uri in block["uri"].to_pylist()]
     assert len(uris) == len(set(uris)) == sum(lengths)
     for window in windows:
         assert 0 < sum(map(len, window)) < PHOTOS_PER_WINDOW + LARGEST_BLOCK
 
 
+def test_a_block_of_large_photos_holds_fewer_of_them(tmp_path: Path) -> None:
+    (window,) = _windows(write_to_do(tmp_path, [2_000]), detectors=2, working_size=4096)
+    assert {len(block) for block in window} == {BLOCK_BYTES // (3 * 4096**2)}
+    assert sum(map(len, window)) == 2_000
+
+
 @pytest.mark.parametrize("detectors", [1, 2, 32])
 def test_blocks_are_small_at_both_ends_of_a_run_and_large_between(tmp_path: Path, detectors: int) -> None:
-    (window,) = _windows(write_to_do(tmp_path, [20_000]), detectors)
+    (window,) = _windows(write_to_do(tmp_path, [20_000]), detectors, working_size=640)
     blocks = [len(block) for block in window]
     # Each detector has two small ones, so that all begin early and end together.
     ends = 2 * detectors

@@ -1,10 +1,13 @@
 """A photo version's bytes, or the status of why not."""
 
+import os
+
 import pytest
 from aiohttp import ClientPayloadError
 
 from pipeline import storage, storage_errors
 from pipeline.fetch import Fetched, fetch
+from pipeline.listing import local_uri
 
 
 @pytest.fixture
@@ -32,6 +35,16 @@ def failing(monkeypatch, *errors):
 
 def test_a_photo_version_is_its_bytes(photo):
     assert fetch(*photo) == Fetched(b"photo")
+
+
+def test_a_changed_photo_whose_name_is_no_utf8_has_a_reason_that_a_table_takes(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
+    with open(path, "wb") as file:
+        file.write(b"photo")
+    fetched = fetch(local_uri(os.fsdecode(path)), "other")
+    assert fetched.status == "changed"
+    assert "caf%E9.jpg" in fetched.error
+    fetched.error.encode()
 
 
 def test_a_photo_that_changed_or_went_is_a_status(photo):

@@ -270,6 +270,9 @@ def test_a_manifest_line_that_stands_twice_is_one_photo_and_an_empty_one_is_refu
     manifest = tmp_path / "manifest.parquet"
     pq.write_table(pa.Table.from_pylist([row, row, {**row, "etag": "2"}], schema=LISTING), manifest)
     assert write_listing(str(manifest), str(tmp_path / "listing")).photos == 2
+    pq.write_table(pa.Table.from_pylist([{**row, "size_bytes": -1}], schema=LISTING), manifest)
+    with pytest.raises(ValueError, match=r"a\.jpg is negative"):
+        write_listing(str(manifest), str(tmp_path / "listing"))
     nameless = pa.table({"uri": pa.array([None], pa.string()), "etag": ["1"], "size_bytes": [1]})
     pq.write_table(
         nameless.append_column("modified_at", pa.nulls(1, LISTING.field("modified_at").type)), manifest
@@ -307,6 +310,16 @@ def test_a_manifests_uris_and_etags_become_those_of_a_listing(tmp_path):
 def test_a_time_that_no_calendar_has_is_none():
     assert listing._moment(0.5) == datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC)
     assert listing._moment(1e15) is listing._moment(-1e15) is listing._moment(1e300) is None
+
+
+def test_only_so_many_suffixes_are_counted_by_name(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(listing.COUNTED_SUFFIXES + 7):
+        (folder / f"frame.{number:05d}").touch()
+    counted = write_listing(str(folder), str(tmp_path / "listing")).skipped_by_suffix
+    assert len(counted) == listing.COUNTED_SUFFIXES + 1
+    assert counted[listing.OTHERS] == 7
 
 
 def test_suffixes_that_are_none_are_counted_together(tmp_path):

@@ -78,6 +78,17 @@ def test_the_last_figures_are_said_even_when_the_job_was_quick(clock, monkeypatc
     assert capsys.readouterr().err == "photos: 3 of 3, 6.0/s, 0 s left\n"
 
 
+def test_the_time_until_the_first_item_is_not_taken_for_the_rate(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    counter = Progress("photos", 1_000)
+    clock.now += 100  # the cluster starts
+    counter.add(10)
+    capsys.readouterr()
+    clock.now += 10
+    counter.add(200)
+    assert capsys.readouterr().err == "photos: 210 of 1,000, 20.0/s, 40 s left\n"
+
+
 def test_nothing_done_yet_has_no_time_left(monkeypatch, capsys):
     on_terminal(monkeypatch, False)
     Progress("photos", 3).close()
