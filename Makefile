@@ -121,6 +121,8 @@ paper: install  ## Train and score all of the paper's systems (15 hours on 2 cor
 	$(PY) -m benchmarks.out_of_fold $(PAPER)/small "bdnet-resnet18, equal budget"
 	$(PY) -m benchmarks.comparison --out $(PAPER)/tables --weights "$(WEIGHTS)"
 	$(PY) -m benchmarks.ablation --out $(PAPER)/tables --weights "$(WEIGHTS)"
+	$(PY) -m benchmarks.scores
+	$(PY) -m benchmarks.archive_auc
 	$(PY) -m benchmarks.curves
 	$(PY) -m benchmarks.failures
 	$(PY) -m benchmarks.paper

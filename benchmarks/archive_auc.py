@@ -1,12 +1,14 @@
 """Does ``blurred_fraction`` tell blurred photos from sharp ones? ``python -m benchmarks.archive_auc``.
 
 Audits archive/ with ``jobs.audit``: each scene was taken sharp (_S), out of focus (_F) and shaken (_M). Then
-compares with the usual script, the variance of the Laplacian at 640 pixels.
+compares with the usual script, the variance of the Laplacian at 640 pixels. What verdicts by each threshold
+would be goes to archive_thresholds.csv.
 """
 
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from deltalake import DeltaTable
@@ -17,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from bdnet.card import shipped_models
 from bdnet.photo import decode
 from benchmarks.command import data_folder, run, write_csv
+from benchmarks.out_of_fold import BLURRED_ABOVE
 
 KINDS = {"F": "defocus", "M": "motion"}
 
@@ -34,12 +37,16 @@ def variance_of_laplacian(photo: Path) -> float:
     return float(ndimage.laplace(grey).var())
 
 
-def audited(model: str, archive: Path) -> dict[str, str]:
-    """What an audit with ``model`` says of the archive."""
+def audited(model: str, archive: Path) -> list[dict[str, Any]]:
+    """What an audit with ``model`` says of each photo of the archive."""
     with tempfile.TemporaryDirectory() as out:
         result = run("jobs.audit", str(archive), "--out", out, "--model", model)
         table = DeltaTable(result["table"]).to_pyarrow_dataset().to_table()
-    rows = table.select(["uri", "blurred_fraction", "blur_kind"]).to_pylist()
+    return table.select(["uri", "blurred_fraction", "blur_kind"]).to_pylist()
+
+
+def auc_row(model: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """How well the share of blurred pixels, and the kind, fit the photos' names."""
     blurred = [label(row["uri"]) != "S" for row in rows]
     with_kind = [row for row in rows if label(row["uri"]) in KINDS]
     truth = [KINDS[label(row["uri"])] for row in with_kind]
@@ -52,10 +59,36 @@ def audited(model: str, archive: Path) -> dict[str, str]:
     }
 
 
+def threshold_rows(model: str, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """How many of the blurred and of the sharp photos have more blurred pixels than each threshold."""
+    made = []
+    for threshold in BLURRED_ABOVE:
+        called = {
+            is_blurred: [
+                row["blurred_fraction"] > threshold
+                for row in rows
+                if (label(row["uri"]) != "S") is is_blurred
+            ]
+            for is_blurred in (True, False)
+        }
+        made.append(
+            {
+                "model": model,
+                "blurred_above": f"{threshold:.2f}",
+                "blurred": f"{len(called[True])}",
+                "found": f"{sum(called[True])}",
+                "sharp": f"{len(called[False])}",
+                "wrongly_blurred": f"{sum(called[False])}",
+            }
+        )
+    return made
+
+
 def main() -> int:
-    """Audit, compute the AUCs and write results/archive_auc.csv."""
+    """Audit, compute the AUCs and write results/archive_auc.csv and archive_thresholds.csv."""
     archive = data_folder() / "archive"
-    rows = [audited(model, archive) for model in shipped_models()]
+    said = {model: audited(model, archive) for model in shipped_models()}
+    rows = [auc_row(model, of_photos) for model, of_photos in said.items()]
     photos = sorted(archive.glob("*.jpg"))
     sharpness = [variance_of_laplacian(photo) for photo in photos]
     rows.append(
@@ -67,6 +100,7 @@ def main() -> int:
         }
     )
     write_csv("archive_auc", rows)
+    write_csv("archive_thresholds", [row for model in said for row in threshold_rows(model, said[model])])
     return 0
 
 

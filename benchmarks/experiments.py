@@ -3,6 +3,7 @@
 A row that is in results/ is done, wherever it was made. An experiment has a folder: the checkpoint of each
 epoch while it trains, ``model/`` when it is trained, ``test/`` when it is scored. The same command goes on
 where a killed one was. To make a row again, delete it and choose a new folder: its experiment's would answer.
+The baseline that rows are paired with is in baseline_photos.csv: delete that too, with all rows.
 """
 
 import csv
@@ -116,8 +117,9 @@ class Lab:
         return part
 
     def folder(self, experiment: Experiment) -> Path:
-        """The experiment's own folder, shared by those that differ in name alone."""
-        settings = json.dumps(asdict(replace(experiment, name="")), sort_keys=True)
+        """The experiment's own folder for these weights, shared by those that differ in name alone."""
+        start = Path(self.weights).name
+        settings = json.dumps([asdict(replace(experiment, name="")), start], sort_keys=True)
         return self.out / f"{experiment.arch}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
     def train(self, experiment: Experiment) -> dict[str, Any]:
@@ -228,6 +230,8 @@ def read_baseline() -> dict[str, np.ndarray]:
 def complete(table: str, key: str, rows: Mapping[str, Callable[[], dict[str, str]]]) -> None:
     """Make the rows that results/TABLE.csv lacks, one after the other, and write it after each.
 
+    Rows of other networks, that somebody added, stay at its end.
+
     Args:
         table: name of the table.
         key: the column that tells rows apart.
@@ -238,29 +242,32 @@ def complete(table: str, key: str, rows: Mapping[str, Callable[[], dict[str, str
         if name not in done:
             print(f"{table}: {name}", file=sys.stderr)
             done[name] = {key: name, **make()}
-            write_csv(table, [done[name] for name in rows if name in done])
+            others = [row for name, row in done.items() if name not in rows]
+            write_csv(table, [done[name] for name in rows if name in done] + others)
+
+
+def minus(scored: Scored, baseline: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Points of mean IoU beside a baseline's confusion matrices by photo, with the paired interval."""
+
+    def difference(stack: np.ndarray) -> np.ndarray:
+        mean_iou = metrics.score_stack(stack)["mean_iou"]
+        return mean_iou[..., 0] - mean_iou[..., 1]
+
+    pair = np.stack([scored.confusions, np.stack([baseline[photo] for photo in scored.photos])], axis=1)
+    low, high = metrics.bootstrap_interval(pair, difference)
+    return {"minus_baseline": float(difference(pair.sum(0))), "minus_low": low, "minus_high": high}
 
 
 def score_columns(scored: Scored) -> dict[str, str]:
     """Scores for a table: pooled, by photo, by kind, and the paired difference from the baseline."""
     result = scored.result
     low, high = result["mean_iou_interval"]
-    by_photo = read_baseline()
-    baseline = np.stack([by_photo[photo] for photo in scored.photos])
-
-    def difference(stack: np.ndarray) -> np.ndarray:
-        mean_iou = metrics.score_stack(stack)["mean_iou"]
-        return mean_iou[:, 0] - mean_iou[:, 1]
-
-    pair = np.stack([scored.confusions, baseline], axis=1)
-    worse, better = metrics.bootstrap_interval(pair, difference)
     values = {name: result[name] for name in SCORES}
     values |= {"mean_iou_low": low, "mean_iou_high": high}
     values["mean_iou_by_photo"] = result["per_photo"]["mean_iou"]
     values |= {f"mean_iou_{kind}": result["by_kind"][kind]["mean_iou"] for kind in ("motion", "defocus")}
     values["iou_blurred_defocus"] = result["by_kind"]["defocus"]["iou_blurred"]
-    values["minus_baseline"] = result["mean_iou"] - metrics.scores(baseline.sum(0))["mean_iou"]
-    values |= {"minus_low": worse, "minus_high": better}
+    values |= minus(scored, read_baseline())
     return {name: f"{value:.5f}" for name, value in values.items()}
 
 

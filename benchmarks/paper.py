@@ -21,7 +21,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (
     *("scores", "comparison", "ablation", "kfold", "training_curves"),
-    *("pr_curves", "calibration", "verdict_thresholds", "archive_auc", "failures"),
+    *("pr_curves", "calibration", "verdict_thresholds", "archive_auc", "archive_thresholds"),
+    "failures",
 )
 FOLDS = 3
 # What is shipped and made by today's recipes, and the paper's network with a short one.
@@ -58,6 +59,7 @@ COLUMNS: dict[str, Columns] = {
     "scores": {
         "method": "method",
         "mean IoU": interval,
+        "minus bdnet-resnet18": difference,
         "by photo": rounded("mean_iou_per_photo"),
         "on BlurDB2": rounded("mean_iou_blurdb2"),
         "pixel accuracy": rounded("pixel_accuracy"),
@@ -111,6 +113,8 @@ COLUMNS: dict[str, Columns] = {
         'verdict "blurred" above': "blurred_above",
         **{name: rounded(name) for name in ("recall", "precision")},
         "wrongly blurred": rounded("wrongly_blurred"),
+        "of archive/'s blurred": "archive_found",
+        "of its sharp": "archive_wrongly",
     },
 }
 
@@ -203,6 +207,22 @@ def of_shipped(rows: list[Row]) -> list[Row]:
     return [row for name in shipped for row in rows if row["model"] == name]
 
 
+def with_archive(results: dict[str, list[Row]]) -> list[Row]:
+    """The thresholds of the verdict, with what each says of archive/ where that was audited."""
+    archive = {
+        (row["model"], row["blurred_above"]): {
+            "archive_found": f"{row['found']} of {row['blurred']}",
+            "archive_wrongly": f"{row['wrongly_blurred']} of {row['sharp']}",
+        }
+        for row in results["archive_thresholds"]
+    }
+    unknown = {"archive_found": "", "archive_wrongly": ""}
+    return [
+        row | archive.get((row["model"], row["blurred_above"]), unknown)
+        for row in of_shipped(results["verdict_thresholds"])
+    ]
+
+
 def picture(name: str) -> str:
     """Where a table's picture lies, beside paper.md."""
     return f"images/{name}.svg"
@@ -213,19 +233,15 @@ PICTURES = {"calibration": reliability, "pr_curves": precision_recall, "training
 
 def page(results: dict[str, list[Row]]) -> str:
     """The text of docs/paper.md, whatever tables are there."""
-    tables = {name: markdown(results[name], columns) for name, columns in COLUMNS.items()}
-    tables["kfold"] = markdown(
-        sorted(results["kfold"], key=lambda row: FOLDED.index(row["model"])), COLUMNS["kfold"]
-    )
-    tables["scores"] = markdown(
-        [row for row in results["scores"] if row["threshold"] == "0.5"], COLUMNS["scores"]
-    )
-    # One line of the calibration's bins is enough: the error is that of all.
-    firsts = [row for row in of_shipped(results["calibration"]) if row["from"] == "0.00"]
-    tables["calibration"] = markdown(firsts, COLUMNS["calibration"])
-    tables["verdict_thresholds"] = markdown(
-        of_shipped(results["verdict_thresholds"]), COLUMNS["verdict_thresholds"]
-    )
+    shown = results | {
+        "scores": [row for row in results["scores"] if row["threshold"] == "0.5"],
+        # Networks that others have added come last.
+        "kfold": sorted(results["kfold"], key=lambda row: [*FOLDED, row["model"]].index(row["model"])),
+        # One line of the calibration's bins is enough: the error is that of all.
+        "calibration": [row for row in of_shipped(results["calibration"]) if row["from"] == "0.00"],
+        "verdict_thresholds": with_archive(results),
+    }
+    tables = {name: markdown(shown[name], columns) for name, columns in COLUMNS.items()}
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,

@@ -1,11 +1,14 @@
 """Score the shipped models and the peers' maps on BlurRaw's test photos: ``python -m benchmarks.scores``.
 
-Every row comes from ``jobs.evaluate``; a model's card quotes its row. Models are scored on the paper's
-BlurDB2, windows of 256² of these photos, too. Only the balanced accuracy of the kind of blur is taken here.
+Every row comes from ``jobs.evaluate``. Models are scored on the paper's BlurDB2, windows of 256² of these
+photos, too. Taken here are the balanced accuracy of the kind of blur and the differences from the paper's
+network, paired by photo.
 """
 
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
 
 from sklearn.metrics import balanced_accuracy_score
 
@@ -14,8 +17,12 @@ from bdnet.metrics import SCORES
 from bdnet.model import load
 from bdnet.output import BLUR_KINDS
 from benchmarks.command import PEERS, data_folder, run, write_csv
+from benchmarks.experiments import minus, read_scored
 from benchmarks.out_of_fold import predict
 from pipeline.dataset import read_dataset, read_pair
+
+# The paper's network among the shipped models.
+PAPERS = "bdnet-resnet18"
 
 
 def kind_balanced_accuracy(name: str) -> float:
@@ -41,7 +48,7 @@ def mean_iou_of_patches(name: str, patches: str, out: str) -> float:
 def main() -> int:
     """Evaluate all and write results/scores.csv."""
     data = data_folder()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as out:
         blurdb2 = f"{out}/blurdb2"
         run("jobs.prepare", str(data / "blurraw"), "--cut", "blurdb2", "--split", "test", "--out", blurdb2)
@@ -69,6 +76,12 @@ def main() -> int:
                         "kind_balanced_accuracy": kinds,
                     }
                 )
+        for row in rows:
+            scored, paper = (
+                read_scored(Path(out, f"{name}-{row['threshold']}")) for name in (row["method"], PAPERS)
+            )
+            baseline = dict(zip(paper.photos, paper.confusions, strict=True))
+            row |= {name: f"{value:.5f}" for name, value in minus(scored, baseline).items()}
     write_csv("scores", rows)
     return 0
 

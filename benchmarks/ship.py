@@ -1,4 +1,4 @@
-"""Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME``.
+"""Put a trained model among those that come with bdnet: ``python -m benchmarks.ship MODEL NAME …``.
 
 MODEL is the ``model/`` folder of a ``jobs.train --all-photos``. Its card gets the out-of-fold scores that
 ``benchmarks.out_of_fold`` wrote under NAME, where folds were trained; its temperature, where they have held
@@ -21,7 +21,6 @@ from bdnet.metrics import SCORES
 from benchmarks.command import data_folder, read_csv, run
 
 BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"
-CHOICES = "Neither the test photos nor archive/ chose anything."
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Settings:
     """Folder of the trained model."""
     name: Annotated[str, tyro.conf.Positional]
     """Name under which it is loaded, and its name in kfold.csv and calibration.csv."""
+    choices: str
+    """For the card: which photos chose network, recipe and epochs, and what was known of the test photos."""
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
         card,
         temperature=temperatures.pop() if temperatures else 1.0,
         data={**card.data, "name": BLURRAW},
-        training={**card.training, "choices": CHOICES},
+        training={**card.training, "choices": settings.choices},
         scores=scores,
     )
     (folder / WEIGHTS_FILE).write_bytes(weights)

@@ -25,7 +25,7 @@ class Settings:
     arch: str
     """Network: bdnet-topdown, bdnet-resnet50, fcn8s-vgg16, unet, …; an unknown name lists them all."""
     recipe: Literal["paper", "default", "fast", "equal_budget"] = "default"
-    """paper: as published; default: bdnet-topdown's; fast: for bdnet-topdown-slim at 480 pixels,
+    """paper: the published numbers; default: bdnet-topdown's; fast: for bdnet-topdown-slim at 480 pixels,
     wants bdnet-topdown as init; equal_budget: minutes long, with which docs/paper.md compares networks."""
     init: str = "imagenet"
     """Start: the encoder from imagenet (torchvision downloads it) or from path or URI of a .safetensors file;

@@ -447,7 +447,7 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
             "workers": settings.workers,
             "crops_per_epoch": the_plan.crops_per_epoch,
             "samples_per_second": metrics["samples_per_second"],
-            "exported": f"{_exported(settings.recipe)}; validation photos chose nothing.",
+            "exported": f"{_exported(settings.recipe)}.",
         },
         "scores": {"validation": {name: metrics[name] for name in metrics if name.startswith("val_")}},
     }

@@ -10,20 +10,22 @@ from benchmarks.command import CELLS
 from benchmarks.experiments import BASELINE, Lab, Scored, complete, score_columns, with_rate
 
 
-def test_a_row_that_is_there_is_not_made_again_and_rows_stand_in_the_tables_order(results):
+def test_a_row_that_is_there_is_kept_and_rows_stand_in_the_tables_order(results):
     made = []
 
     def make(name):
         made.append(name)
         return {"value": f"{name} made"}
 
-    command.write_csv("table", [{"name": "b", "value": "b of another day"}])
+    there = [{"name": name, "value": f"{name} of another day"} for name in ("another network", "b")]
+    command.write_csv("table", there)
     complete("table", "name", {name: lambda name=name: make(name) for name in "abc"})
     assert made == ["a", "c"]
     assert [(row["name"], row["value"]) for row in command.read_csv("table")] == [
         ("a", "a made"),
         ("b", "b of another day"),
         ("c", "c made"),
+        ("another network", "another network of another day"),
     ]
 
 

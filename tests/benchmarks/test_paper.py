@@ -16,6 +16,13 @@ def test_the_page_in_the_repository_is_the_one_that_its_tables_give():
     assert (paper.DOCS / "paper.md").read_text() == text
 
 
+def test_the_folds_of_another_network_come_last():
+    rows = read_csv("kfold")
+    another = {**rows[0], "model": "a-network-of-yours"}
+    text = paper.page({name: [] for name in paper.TABLES} | {"kfold": [another, *rows]})
+    assert text.index(f"| {rows[-1]['model']} |") < text.index("| a-network-of-yours |")
+
+
 def test_what_is_not_trained_yet_is_named():
     rows = read_csv("comparison")
     waiting = paper.waiting({name: [] for name in paper.TABLES} | {"comparison": rows[:1]})
