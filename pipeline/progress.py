@@ -17,9 +17,9 @@ class Progress:
     @property
     def rate(self) -> float:
         """Items a second since the first came, whose time is also that of starting workers."""
-        first_at, first = self._first or (self._started, 0)
-        if self.done == first:
-            first_at, first = self._started, 0
+        first_at, first = self._started, 0
+        if self._first is not None and self.done > self._first[1]:
+            first_at, first = self._first
         return (self.done - first) / (time.monotonic() - first_at) if self.done else 0.0
 
     def add(self, count: int) -> None:

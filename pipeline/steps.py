@@ -170,12 +170,10 @@ class Detector:
         for row in rows:
             if row["pixels"] is not None:
                 shapes.setdefault((row["pixels_height"], row["pixels_width"]), []).append(row)
-        batches = [
-            alike[i : i + size]
-            for shape, alike in shapes.items()
-            for size in [self._photos_at_once(*shape)]
-            for i in range(0, len(alike), size)
-        ]
+        batches = []
+        for shape, alike in shapes.items():
+            size = self._photos_at_once(*shape)
+            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
         results = self._model.predict_all(map(_images, batches))
         for batch in batches:
             began = time.perf_counter()

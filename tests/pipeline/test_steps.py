@@ -163,6 +163,13 @@ def test_batches_of_mixed_shapes_keep_each_photo_with_its_own_result(decoded, de
     assert len(set(fractions)) == len(fractions)  # else a mix-up would not show
 
 
+def test_photos_larger_than_the_model_is_made_for_come_in_smaller_batches(model):
+    detector, made_for = Detector(model, read_card(model).digest, threads=1), read_card(model).working_size
+    detector._model.batch = 16  # as on a GPU
+    sizes = (made_for // 2, made_for, 2 * made_for, 8 * made_for)
+    assert [detector._photos_at_once(size // 2, size) for size in sizes] == [16, 16, 4, 1]
+
+
 def test_what_is_not_ok_is_never_measured(detected):
     for row in detected.to_pylist():
         measured = [
