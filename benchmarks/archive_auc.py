@@ -61,27 +61,19 @@ def auc_row(model: str, rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def threshold_rows(model: str, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """How many of the blurred and of the sharp photos have more blurred pixels than each threshold."""
-    made = []
-    for threshold in BLURRED_ABOVE:
-        called = {
-            is_blurred: [
-                row["blurred_fraction"] > threshold
-                for row in rows
-                if (label(row["uri"]) != "S") is is_blurred
-            ]
-            for is_blurred in (True, False)
+    sharp = [row["blurred_fraction"] for row in rows if label(row["uri"]) == "S"]
+    blurred = [row["blurred_fraction"] for row in rows if label(row["uri"]) != "S"]
+    return [
+        {
+            "model": model,
+            "blurred_above": f"{threshold:.2f}",
+            "blurred": str(len(blurred)),
+            "found": str(sum(share > threshold for share in blurred)),
+            "sharp": str(len(sharp)),
+            "wrongly_blurred": str(sum(share > threshold for share in sharp)),
         }
-        made.append(
-            {
-                "model": model,
-                "blurred_above": f"{threshold:.2f}",
-                "blurred": f"{len(called[True])}",
-                "found": f"{sum(called[True])}",
-                "sharp": f"{len(called[False])}",
-                "wrongly_blurred": f"{sum(called[False])}",
-            }
-        )
-    return made
+        for threshold in BLURRED_ABOVE
+    ]
 
 
 def main() -> int:

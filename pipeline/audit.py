@@ -137,8 +137,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
                 outcome = work_off(to_do, plan, table, failures, check_lock)
                 _tidy(settings.out, plan.shares)
         storage.remove_folder(run.to_do)
-        if removed := remove_old_lists(settings.out):
-            log.info("%d old files of lists removed", removed)
+        _remove_old_lists(settings.out)
 
         seconds = time.monotonic() - began
         log.info("report: %s", run.report)
@@ -220,6 +219,17 @@ def _tidy(out: str, shares: cluster.Shares) -> None:
     else:
         if any(done.values()):
             log.info("%(compacted)d small files joined, %(removed)d old files removed", done)
+
+
+def _remove_old_lists(out: str) -> None:
+    try:
+        removed = remove_old_lists(out)
+    except OSError as error:
+        # Nothing depends on it; the next run tries again.
+        log.warning("old lists were not removed: %s", redacted(str(error))[:300])
+    else:
+        if removed:
+            log.info("%d old files of lists removed", removed)
 
 
 def _write_settings(

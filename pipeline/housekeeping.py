@@ -75,9 +75,9 @@ def remove_old_lists(out: str) -> int:
     needed = {run.run_id for run in current_runs(layout)}
     removed = 0
     for uri in storage.list_files(layout.runs, ".parquet"):
-        run_id, folder, _ = uri.removeprefix(layout.runs + "/").split("/")
+        run_id, *inside = uri.removeprefix(layout.runs + "/").split("/")
         age = _age(run_id, now)
-        if (folder == "to_do" and age > RETENTION) or (age > LISTING_RETENTION and run_id not in needed):
+        if ("to_do" in inside and age > RETENTION) or (age > LISTING_RETENTION and run_id not in needed):
             storage.remove(uri)
             removed += 1
     return removed

@@ -133,6 +133,9 @@ def test_old_lists_go_but_the_one_that_the_view_needs(out):
     settings(out, needed, "/archive")
     settings(out, new, "/other")
     kept = [lists(out, needed, "listing"), lists(out, new, "listing"), lists(out, new, "to_do")]
+    foreign = Path(out.runs, "mine.parquet")
+    foreign.touch()
+    kept.append(foreign)
     gone = [lists(out, replaced, "listing"), lists(out, replaced, "to_do")]
     assert remove_old_lists(out.out) == len(gone)
     assert all(path.exists() for path in kept)
