@@ -107,7 +107,7 @@ bench-peers: $(PEERS)/.installed  ## Measure against other tools and decoders an
 WEIGHTS ?= $(or $(abspath $(wildcard $(BDNET_DATA)/../weights/resnet18*.safetensors)),imagenet)
 PAPER := out/paper
 
-paper: install  ## Train and score all of the paper's systems (15 hours on 2 cores, estimated; resumable)
+paper: install  ## Train and score all of the paper's systems (17 hours on 2 cores, estimated; resumable)
 	@test -n "$(BDNET_DATA)" || { echo "BlurRaw is needed. Say: make paper BDNET_DATA=<folder that holds blurraw/>"; exit 1; } >&2
 	test -e $(PAPER)/photos/dataset.json || \
 		$(PY) -m jobs.prepare "$(BDNET_DATA)/blurraw" --cut photos --out $(PAPER)/photos

@@ -2,7 +2,8 @@
 
 Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015. That paper ends
 at 8s; 4s and 2s go on in its way down to pool1. Where it pads the photo by 100 pixels, the first fully
-connected layer is padded by 3 here: the same alignment without the waste.
+connected layer is padded by 3 here: the same alignment without the waste. It adds the skips one training after
+the other, or all at once with small fixed factors; here they are added at once without factors, as in BDNet.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 Ronneberger, Fischer, Brox: "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015.
 With padded convolutions, so that the map has the photo's size, and batch normalisation, as it starts from
-scratch.
+scratch; without that paper's dropout at the end of the contracting path.
 """
 
 import itertools

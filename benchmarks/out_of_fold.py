@@ -3,9 +3,9 @@
 FOLDS is what ``jobs.train … --folds K`` wrote. Each fold's model marks the photos that it held out, so every
 training photo is marked once by a network that never saw it. What was counted is kept (fold_photos.csv,
 fold_margins.csv), so that folds may be trained and marked one by one, on several machines. From these counts
-alone come the fold scores (kfold.csv), how far a probability can be believed and the temperature that mends
-it (calibration.csv), and what the verdict does to whole-frame blur (verdict_thresholds.csv). Kinds weigh
-alike in the last two.
+alone come the fold scores (kfold.csv), how far a probability can be believed, the temperature that mends it
+and how far it does where it wasn't chosen (calibration.csv), and what the verdict does to whole-frame blur
+(verdict_thresholds.csv). Kinds weigh alike in the last two.
 """
 
 import json
@@ -161,8 +161,8 @@ def margin_rows(name: str, fold: int, shares: dict[str, np.ndarray]) -> list[dic
     return rows
 
 
-def read_margins(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A model's logits of blurred, float64 [n], and the weights of sharp and of blurred pixels, [2, n].
+def read_margins(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A model's logits of blurred, float64 [n], weights of sharp and of blurred pixels, [2, n], and folds [n].
 
     Photos of a kind share one half, whatever their number and size.
     """
@@ -172,7 +172,7 @@ def read_margins(name: str) -> tuple[np.ndarray, np.ndarray]:
     kind = np.array([row["kind"] for row in rows])
     for its in BLUR_KINDS:
         weight[:, kind == its] *= 0.5 / weight[:, kind == its].sum()
-    return margin, weight
+    return margin, weight, np.array([int(row["fold"]) for row in rows])
 
 
 def fold_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
@@ -208,11 +208,19 @@ def best_temperature(margin: np.ndarray, weight: np.ndarray) -> float:
     return float(optimize.minimize_scalar(cross_entropy, bounds=(0.2, 5.0), method="bounded").x)
 
 
+def softened(margin: np.ndarray, weight: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Probabilities of blurred, each fold's by the temperature that the others gave."""
+    probability = np.empty_like(margin)
+    for held_out in np.unique(fold):
+        here = fold == held_out
+        probability[here] = expit(margin[here] / best_temperature(margin[~here], weight[:, ~here]))
+    return probability
+
+
 def calibration_rows(
-    name: str, temperature: float, margin: np.ndarray, weight: np.ndarray
+    name: str, temperature: float, probability: np.ndarray, weight: np.ndarray
 ) -> list[dict[str, Any]]:
     """How often pixels of a probability are blurred; the weighted gap is the calibration error."""
-    probability = expit(margin / temperature)
     index = np.minimum((probability * BINS).astype(int), BINS - 1)
     share = np.bincount(index, weight.sum(0), BINS)
     said = np.bincount(index, weight.sum(0) * probability, BINS) / np.maximum(share, 1e-12)
@@ -299,9 +307,11 @@ def main() -> int:
             "delete its rows from kfold.csv"
         )
     replace_rows("kfold", fold_rows(name, photos), "model")
-    margin, weight = read_margins(name)
+    margin, weight, fold = read_margins(name)
     temperature = best_temperature(margin, weight)
-    rows = calibration_rows(name, 1.0, margin, weight) + calibration_rows(name, temperature, margin, weight)
+    rows = calibration_rows(name, 1.0, expit(margin), weight)
+    if len(np.unique(fold)) > 1:
+        rows += calibration_rows(name, temperature, softened(margin, weight, fold), weight)
     replace_rows("calibration", rows, "model")
     replace_rows("verdict_thresholds", verdict_rows(name, photos), "model")
     print(json.dumps({"temperature": temperature}))

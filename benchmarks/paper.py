@@ -159,6 +159,7 @@ def answers(results: dict[str, list[Row]]) -> dict[str, defaultdict[str, str]]:
         "models": {row["method"]: interval(row) for row in results["scores"] if row["threshold"] == "0.5"},
         "variants": {row["to"]: difference(row) for row in results["ablation"]},
         "systems": {row["system"]: difference(row) for row in results["comparison"]},
+        "system_scores": {row["system"]: interval(row) for row in results["comparison"]},
         "folds": {f"{row['model']}, fold {row['fold']}": interval(row) for row in results["kfold"]},
         "failures": {row["region"]: percent("wrong")(row) for row in results["failures"]},
     }

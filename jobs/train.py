@@ -63,9 +63,13 @@ def work(settings: Settings) -> dict[str, Any]:
         raise UsageError("--folds must be at least 2")
     if settings.all_photos and settings.folds is not None:
         raise UsageError("--folds holds photos out, --all-photos holds out none; give one of them")
-    out = storage.normalize(settings.out)
+    patches, out = storage.normalize(settings.patches), storage.normalize(settings.out)
+    if out == patches:
+        raise UsageError(
+            "--out is the patch dataset itself, whose result.json would go; choose another --out"
+        )
     one = TrainingSettings(
-        patches=storage.normalize(settings.patches),
+        patches=patches,
         out=out,
         arch=settings.arch,
         recipe=recipe,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from pipeline.view import lost, previous_listing
 
 log = logging.getLogger("bdnet")
 
+# The table's engine reads names as URLs: it would end the name here, or take it for another character.
+_AMBIGUOUS = re.compile(r"[#?\\\x00-\x1f]|%[0-9a-fA-F]{2}")
 SUBTRACT_WITHIN_SECONDS = 1800.0
 TIDY_WITHIN_SECONDS = 7200.0
 
@@ -73,9 +76,15 @@ def check(settings: AuditSettings) -> Card:
     """Refuse what can't work before anything is written.
 
     Raises:
-        ValueError: source and output lie in each other, or there is no such model.
+        ValueError: the output's name means two places, source and output lie in each other, or there is no
+            such model.
     """
     source, out = settings.source, settings.out
+    if ambiguous := _AMBIGUOUS.search(out):
+        raise ValueError(
+            f"--out {out!r} holds {ambiguous[0]!r}, with which the table would lie elsewhere; choose another"
+            " name"
+        )
     if storage.is_inside(out, source) or storage.is_inside(source, out):
         raise ValueError(f"--out {out} and the source {source} lie in each other; choose another --out")
     return read_card(settings.model)

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from bdnet.output import BLUR_KINDS
 from bdnet.photo import decode
 from pipeline import storage
+from pipeline.progress import Progress
 
 COLUMNS = ("name", "kind", "split")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -134,9 +135,11 @@ def check_pairs(photos: Sequence[LabelledPhoto]) -> None:
     Raises:
         ValueError: the fault of the first photo, in order, that ``read_pair`` refuses.
     """
+    checked = Progress("checked photos", len(photos))
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for _ in pool.map(_check_pair, photos):
-            pass
+            checked.add(1)
+    checked.close()
 
 
 def _check_pair(photo: LabelledPhoto) -> None:
@@ -187,7 +190,8 @@ def files_by_stem(folder: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     _, inside = storage.filesystem(folder)
     for uri in storage.list_files(folder):
-        path = PurePosixPath(storage.filesystem(uri)[1])
+        # A local path stays as it is: a link keeps its own name.
+        path = PurePosixPath(uri if storage.is_local(uri) else storage.filesystem(uri)[1])
         if path.parent == PurePosixPath(inside) and path.suffix.lower() in suffixes:
             files.setdefault(path.stem, []).append(uri)
     return files

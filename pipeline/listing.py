@@ -8,7 +8,7 @@ import os
 import sqlite3
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,8 +20,14 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline import inventory, storage
+from pipeline.progress import Progress
 from pipeline.schema import LISTING
 from pipeline.storage_errors import explained, is_ours, patiently
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
 
 _PHOTO_TYPES = (
     "jpg",
@@ -43,6 +49,12 @@ ROWS_PER_SHARD = 50_000
 # So many suffixes are counted by name; frame.0000001 and the like are the others.
 COUNTED_SUFFIXES = 50
 OTHERS = "(other)"
+# A manifest's columns, those of ``schema.LISTING``: what their types may be, in code and in words.
+_MANIFEST_COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    **dict.fromkeys(("uri", "etag"), (_is_text, "a string")),
+    "size_bytes": (pa.types.is_integer, "an integer"),
+    "modified_at": (lambda type_: pa.types.is_timestamp(type_) or pa.types.is_null(type_), "a timestamp"),
+}
 # Of what a manifest's reader remembers in memory.
 SEEN_CACHE_KIB = 64 << 10
 
@@ -70,7 +82,8 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
     shards: list[str] = []
     skipped: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
-    photos, complete, entries = 0, True, 0
+    photos, complete = 0, True
+    entries = Progress("listed files", None)
 
     def flush() -> None:
         uri = storage.join(folder, f"part-{len(shards):05d}.parquet")
@@ -81,7 +94,7 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
         rows.clear()
 
     for entry in _entries(source):
-        entries += 1
+        entries.add(1)
         suffix = os.path.splitext(entry["uri"])[1].lower()
         if suffix not in PHOTO_SUFFIXES:
             name = _counted(suffix)
@@ -94,7 +107,8 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
         photos += 1
         if len(rows) == ROWS_PER_SHARD:
             flush()
-    if not entries:
+    entries.close()
+    if not entries.done:
         raise ValueError(f"nothing is at {source}; check the path or prefix")
     if rows or not shards:
         flush()
@@ -134,8 +148,14 @@ def _entries_of(source: str) -> Iterator[dict[str, Any]]:
 
 
 def _once(entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield each photo version once, however often a manifest lists it; what was seen lies on disk."""
-    with contextlib.closing(sqlite3.connect("", isolation_level=None)) as seen:  # "": a temporary file
+    """Yield each photo version once, however often a manifest lists it; what was seen lies on disk.
+
+    Raises:
+        OSError: the disk for temporary files takes no more.
+    """
+    in_a_temporary_file = ""
+    connection = sqlite3.connect(in_a_temporary_file, isolation_level=None)
+    with _disk_errors_explained(), contextlib.closing(connection) as seen:
         seen.execute("PRAGMA journal_mode = OFF")
         seen.execute(f"PRAGMA cache_size = -{SEEN_CACHE_KIB}")
         seen.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -146,13 +166,22 @@ def _once(entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
+@contextlib.contextmanager
+def _disk_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"what a manifest has listed can't be noted in a temporary file, 25 bytes a photo ({error}); free"
+            " some disk, or set SQLITE_TMPDIR to a folder with room"
+        ) from error
+
+
 def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
     fs, path = storage.filesystem(source)
     with patiently(lambda: fs.open(path, "rb"), source) as file:
         manifest = pq.ParquetFile(file)
-        missing = [name for name in LISTING.names if name not in manifest.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{source}: column {missing[0]} is missing; needed: {', '.join(LISTING.names)}")
+        _check_columns(source, manifest.schema_arrow)
         for batch in manifest.iter_batches(columns=LISTING.names):
             for row in batch.to_pylist():
                 if row["uri"] is None or row["etag"] is None or row["size_bytes"] is None:
@@ -166,6 +195,16 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from error
                 yield {**row, "etag": row["etag"].strip('"')}
+
+
+def _check_columns(source: str, schema: pa.Schema) -> None:
+    for name, (is_right, kind) in _MANIFEST_COLUMNS.items():
+        if name not in schema.names:
+            raise ValueError(f"{source}: column {name} is missing; needed: {', '.join(_MANIFEST_COLUMNS)}")
+        found = schema.field(name).type
+        values = found.value_type if pa.types.is_dictionary(found) else found
+        if not is_right(values):
+            raise ValueError(f"{source}: column {name} is {found}; make it {kind}")
 
 
 def _local_entries(source: str) -> Iterator[dict[str, Any]]:
@@ -250,12 +289,26 @@ def _fsspec_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any
                 if info["name"].rstrip("/") != folder.rstrip("/"):
                     folders.append(info["name"])
             else:
+                if not storage.tells_versions(info):
+                    info = _info(fs, info["name"])
                 yield {
                     "uri": fs.unstrip_protocol(info["name"]),
                     "etag": storage.info_etag(info),
                     "size_bytes": info.get("size") or 0,
                     "modified_at": None,
                 }
+
+
+def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What a file system says of one file, where its listing doesn't tell versions (HTTP)."""
+    uri = fs.unstrip_protocol(path)
+    info = patiently(partial(storage.within, storage.CALL_SECONDS, fs, "info", path), uri)
+    if not storage.tells_versions(info):
+        raise ValueError(
+            f"{uri}: its server tells no etag and no time of change, so a changed photo would never be seen;"
+            " copy the archive, or mount it"
+        )
+    return info
 
 
 def _raise(error: OSError) -> None:

@@ -110,8 +110,10 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Sh
     """Check a dataset, cut it and write the shards; the manifest comes last, so a half-written one is none.
 
     Raises:
-        ValueError: the dataset is wrong, or ``out`` already holds a patch dataset.
+        ValueError: the dataset is wrong, or ``out`` lies in it or already holds a patch dataset.
     """
+    if storage.is_inside(out, dataset):
+        raise ValueError(f"--out {out} lies inside {dataset}; choose a folder outside the data")
     manifest = storage.join(out, MANIFEST)
     if storage.exists(manifest):
         raise ValueError(f"{out} already holds a patch dataset; remove it or choose another --out")
@@ -168,9 +170,10 @@ def shard_uris(patches: str) -> list[str]:
     return [storage.join(patches, name) for name in manifest["shards"]]
 
 
-def manifest_digest(patches: str) -> str:
-    """sha256 of a patch dataset's manifest, which holds the digest of each shard."""
-    return hashlib.sha256(storage.read_bytes(storage.join(patches, MANIFEST))).hexdigest()
+def patches_digest(patches: str) -> str:
+    """sha256 of the digests of a patch dataset's shards: the same wherever it, or its photos, were stored."""
+    manifest = json.loads(storage.read_bytes(storage.join(patches, MANIFEST)))
+    return hashlib.sha256(json.dumps(manifest["shards"], sort_keys=True).encode()).hexdigest()
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

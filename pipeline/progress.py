@@ -5,11 +5,17 @@ import time
 
 
 class Progress:
-    """Counts items and says so: on a terminal in one line each second, in a log file a line each ten."""
+    """Counts items and says so: on a terminal in one line each second, in a log file a line each ten.
 
-    def __init__(self, what: str, total: int) -> None:
+    Args:
+        what: what is counted.
+        total: how many there are; None where nobody knows. Then no time is left, and what is quick stays
+            unsaid.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
-        self._said_at = -1
+        self._said_at: int | None = None
         self._first: tuple[float, int] | None = None
         self._started = self._said = time.monotonic()
         self._interval = 1.0 if sys.stderr.isatty() else 10.0
@@ -32,6 +38,8 @@ class Progress:
 
     def close(self) -> None:
         """Say the last figures, unless they were just said, and end the line."""
+        if self.total is None and self._said_at is None:
+            return
         if self._said_at != self.done:
             self._say()
         if sys.stderr.isatty():
@@ -39,8 +47,9 @@ class Progress:
 
     def _say(self) -> None:
         self._said_at = self.done
-        text = f"{self.what}: {self.done:,} of {self.total:,}, {self.rate:.1f}/s"
-        if self.done:
+        total = "" if self.total is None else f" of {self.total:,}"
+        text = f"{self.what}: {self.done:,}{total}, {self.rate:.1f}/s"
+        if self.done and self.total is not None:
             text += f", {duration((self.total - self.done) / self.rate)} left"
         print(f"\r{text}\033[K" if sys.stderr.isatty() else text, file=sys.stderr, end="", flush=True)
         if not sys.stderr.isatty():

@@ -48,7 +48,7 @@ WIDE = (
 # The engine skips files by their names only where a list is as short as this.
 NAMES_PER_QUERY = 20
 # What is said of a kind of blur in the histogram.
-KINDS = {"motion": "motion", "defocus": "defocus", None: "too little to tell"}
+KINDS = {"motion": "motion", "defocus": "defocus", None: "kind not told"}
 HISTOGRAM_BINS = 20
 
 # Magenta is rare in photographs and keeps its contrast on dark and bright ones.

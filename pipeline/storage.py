@@ -50,6 +50,8 @@ _S3_OPTIONS: dict[str, Any] = {
 _S3FS_TRIES = 2
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL)
+# What file systems call the moment when an object was last written; the last three are FTP, WebHDFS and HTTP.
+_MOMENTS = ("mtime", "created", "LastModified", "modify", "modificationTime", "Last-Modified")
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
 # A password before the host; a colon may also begin a port, and stands in the ARN of an access point.
 _PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d+(?:/|$))")
@@ -280,9 +282,14 @@ def info_etag(info: dict[str, Any]) -> str:
     etag = info.get("etag") or info.get("ETag")
     if etag:
         return str(etag).strip('"')
-    moment = info.get("mtime") or info.get("created") or info.get("LastModified") or ""
+    moment = next((info[name] for name in _MOMENTS if info.get(name)), "")
     # Some file systems say it as a datetime of one file and as seconds in a listing.
     return f"{info.get('size')}-{moment.timestamp() if isinstance(moment, datetime) else moment}"
+
+
+def tells_versions(info: dict[str, Any]) -> bool:
+    """Whether a file system says enough of an object to tell that it was changed."""
+    return any(info.get(name) for name in ("etag", "ETag", *_MOMENTS))
 
 
 def read_version(uri: str, etag: str) -> bytes:

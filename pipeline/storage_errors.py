@@ -202,6 +202,8 @@ def _may_pass(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     code = error_code(error)
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time; check the network, AWS_ENDPOINT_URL and how busy the server is"
     # Packages' own errors may have no words; a type that isn't an answer of storage helps to find out.
     words = redacted(str(error)) or type(error).__name__
     if code in _ADVICE:

@@ -39,7 +39,7 @@ from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
 from pipeline import storage
 from pipeline.cluster import Shares, check_gpus, quiet_ray_data, signals_kept, trainings_at_once
-from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
+from pipeline.patches import decode_patch, patches_digest, read_shard, shard_uris
 from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
@@ -243,7 +243,7 @@ def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
     if not validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
         return
     data = read_card(init).data
-    if data.get("patches_digest") != manifest_digest(patches):
+    if data.get("patches_digest") != patches_digest(patches):
         print(f"scores mean nothing if {init} was trained on the photos that validate now", file=sys.stderr)
     elif not set(validation) <= set(data["validation_photos"]):
         raise ValueError(
@@ -422,7 +422,7 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
 def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
     """What must not change between a run and its resumption."""
     fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.seed, settings.workers]
-    fixed += [asdict(the_plan), manifest_digest(settings.patches)]
+    fixed += [asdict(the_plan), patches_digest(settings.patches)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -432,7 +432,7 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
         "working_size": settings.recipe.working_size,
         "data": {
             "patches": settings.patches.rstrip("/").rsplit("/", 1)[-1],
-            "patches_digest": manifest_digest(settings.patches),
+            "patches_digest": patches_digest(settings.patches),
             "split": "train",
             "training_photos": the_plan.photos,
             "training_patches": the_plan.patches,

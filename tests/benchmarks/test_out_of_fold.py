@@ -41,22 +41,41 @@ def test_the_temperature_of_a_network_twice_too_sure_is_two(results):
             honest = rng.normal(0, 2, 20_000)
             truth = rng.random(honest.size) < expit(honest)
             shares[kind] = shares[kind] + out_of_fold.margin_shares(expit(2 * honest), truth)
-    command.write_csv("fold_margins", out_of_fold.margin_rows("net", 0, shares))
-    margin, weight = out_of_fold.read_margins("net")
+    rows = [row for fold in (0, 1) for row in out_of_fold.margin_rows("net", fold, shares)]
+    command.write_csv("fold_margins", rows)
+    margin, weight, fold = out_of_fold.read_margins("net")
     assert weight.sum() == pytest.approx(1)
     temperature = out_of_fold.best_temperature(margin, weight)
     assert temperature == pytest.approx(2, abs=0.05)
-    [sure, *_] = out_of_fold.calibration_rows("net", 1.0, margin, weight)
-    [mended, *_] = out_of_fold.calibration_rows("net", temperature, margin, weight)
+    [sure, *_] = out_of_fold.calibration_rows("net", 1.0, expit(margin), weight)
+    mended = out_of_fold.softened(margin, weight, fold)
+    [mended, *_] = out_of_fold.calibration_rows("net", temperature, mended, weight)
     assert float(sure["calibration_error"]) > 0.05
     assert float(mended["calibration_error"]) < 0.01
+
+
+def test_a_fold_is_softened_by_the_temperature_of_the_others_not_by_its_own(results):
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 2, 20_000)
+    truth = rng.random(honest.size) < expit(honest)
+    rows = []
+    for fold, too_sure in ((0, 1), (1, 2)):
+        shares = dict.fromkeys(
+            ("motion", "defocus"), out_of_fold.margin_shares(expit(too_sure * honest), truth)
+        )
+        rows += out_of_fold.margin_rows("net", fold, shares)
+    command.write_csv("fold_margins", rows)
+    margin, weight, fold = out_of_fold.read_margins("net")
+    probability = out_of_fold.softened(margin, weight, fold)
+    for here, temperature in ((fold == 0, 2), (fold == 1, 1)):
+        assert probability[here] == pytest.approx(expit(margin[here] / temperature), abs=0.01)
 
 
 def test_kinds_share_the_pixels_equally_however_many_photos_they_have(results):
     one_pixel = out_of_fold.margin_shares(np.array([0.9]), np.array([True]))
     shares = {"motion": one_pixel, "defocus": 7 * one_pixel}
     command.write_csv("fold_margins", out_of_fold.margin_rows("net", 0, shares))
-    _, weight = out_of_fold.read_margins("net")
+    _, weight, _ = out_of_fold.read_margins("net")
     assert weight[1].tolist() == [0.5, 0.5]
 
 

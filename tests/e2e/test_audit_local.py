@@ -275,6 +275,8 @@ def test_a_table_that_lost_a_file_is_one_clear_line(
         pytest.param("photos", "photos/audit", "lie in each other", id="out inside source"),
         pytest.param("photos/2024", "photos", "lie in each other", id="source inside out"),
         pytest.param("photos", "photos", "lie in each other", id="out is source"),
+        pytest.param("photos", "photos#audit", "holds '#'", id="a table that would lie in the source"),
+        *(pytest.param("photos", name, "would lie elsewhere") for name in ("a?b", "a%20b", "a\\b", "a\nb")),
         pytest.param("nowhere", "out", "nowhere", id="missing source"),
         pytest.param("void", "out", "nothing is at", id="empty source"),
     ],

@@ -124,3 +124,10 @@ def test_values_that_make_no_sense_are_wrong_usage_and_nothing_is_written(
     assert said in captured.err
     assert captured.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_training_into_the_patch_dataset_is_wrong_usage_and_its_result_stays(tmp_path, capsys):
+    (tmp_path / "result.json").write_text("of jobs.prepare")
+    assert train.main([str(tmp_path), "--out", f"{tmp_path}/", "--arch", "bdnet-topdown"]) == 2
+    assert "--out is the patch dataset itself" in capsys.readouterr().err
+    assert (tmp_path / "result.json").read_text() == "of jobs.prepare"

@@ -119,6 +119,15 @@ def test_a_split_that_no_photo_has_is_refused(dataset, tmp_path, capsys, without
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("out", ["data", "data/patches"])
+def test_a_patch_dataset_inside_the_data_is_refused_else_it_would_be_taken_for_it(
+    dataset, tmp_path, capsys, without_ray, out
+):
+    before = sorted(dataset.rglob("*"))
+    assert "choose a folder outside" in failed(capsys, dataset, "--cut", "photos", "--out", tmp_path / out)
+    assert sorted(dataset.rglob("*")) == before
+
+
 def test_a_folder_that_holds_a_patch_dataset_already_is_refused_and_kept(
     dataset, tmp_path, capsys, without_ray
 ):

@@ -120,6 +120,17 @@ def test_a_file_in_a_folder_below_is_not_the_photo(folder):
     refused(lambda: dataset.read_dataset(str(folder)), "images/a.png is missing")
 
 
+def test_a_link_goes_by_its_own_name_as_data_version_control_makes_them(folder):
+    store = folder / "store"
+    store.mkdir()
+    for file in (folder / "images/b.JPG", folder / "masks/b.png"):
+        file.rename(store / f"6f1e{file.suffix}")
+        file.symlink_to(store / f"6f1e{file.suffix}")
+    photo = dataset.read_dataset(str(folder))[0]
+    assert (photo.name, photo.image_uri) == ("b", str(folder / "images/b.JPG"))
+    dataset.read_pair(photo)
+
+
 def test_two_images_of_one_name_are_refused(folder):
     (folder / "images/b.png").write_bytes((folder / "images/a.png").read_bytes())
     refused(lambda: dataset.read_dataset(str(folder)), "b.JPG and", "b.png both exist; keep one")

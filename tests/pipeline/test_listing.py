@@ -1,7 +1,11 @@
 """Listings of folders, of other file systems, of manifests, and of a real S3 bucket."""
 
 import os
+import resource
+import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -258,6 +262,47 @@ def test_a_file_systems_own_kind_of_error_names_the_source(tmp_path, monkeypatch
         listed("memory://somewhere", tmp_path)
 
 
+class _Quiet(SimpleHTTPRequestHandler):
+    tells_time = True
+
+    def log_message(self, *arguments):
+        pass
+
+    def send_header(self, keyword, value):
+        if self.tells_time or keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+
+@pytest.fixture
+def web(photos):
+    """A web server's folder, its address and its handler."""
+
+    class Handler(_Quiet):
+        pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(photos))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield photos, f"http://127.0.0.1:{server.server_port}/", Handler
+        server.shutdown()
+
+
+def test_a_web_server_is_a_source_and_its_time_of_change_tells_versions(web, tmp_path):
+    folder, address, _ = web
+    put(folder, "a.jpg", "sub/b.jpg")
+    for row in listed(address, tmp_path)[1]:
+        assert storage.read_version(row["uri"], row["etag"]) == b"x"
+    os.utime(folder / "a.jpg", (1_700_000_000, 1_700_000_000))
+    assert len({row["etag"] for row in listed(address, tmp_path)[1]}) == 2
+
+
+def test_a_server_that_tells_no_versions_is_refused(web, tmp_path):
+    folder, address, handler = web
+    put(folder, "a.jpg")
+    handler.tells_time = False
+    with pytest.raises(ValueError, match=r"a\.jpg: its server tells no etag and no time of change"):
+        listed(address, tmp_path)
+
+
 def test_an_empty_s3_prefix_and_an_unknown_bucket_are_errors(s3, tmp_path):
     with pytest.raises(ValueError, match="s3://photos/no/such"):
         listed("s3://photos/no/such", tmp_path)
@@ -279,6 +324,47 @@ def test_a_manifest_line_that_stands_twice_is_one_photo_and_an_empty_one_is_refu
     )
     with pytest.raises(ValueError, match="a row lacks uri, etag or size_bytes"):
         write_listing(str(manifest), str(tmp_path / "listing"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("etag", pa.array([7]), "column etag is int64; make it a string"),
+        ("size_bytes", pa.array(["12"]), "column size_bytes is string; make it an integer"),
+        ("size_bytes", pa.array([5.5]), "column size_bytes is double; make it an integer"),
+        ("modified_at", pa.array(["2026-01-01"]), "column modified_at is string; make it a timestamp"),
+        ("modified_at", pa.array([1_700_000_000]), "column modified_at is int64; make it a timestamp"),
+    ],
+)
+def test_a_manifest_whose_column_has_another_type_is_refused(tmp_path, column, values, said):
+    row = {"uri": "/photos/a.jpg", "etag": "1", "size_bytes": 1, "modified_at": None}
+    rows = pa.Table.from_pylist([row], schema=LISTING)
+    pq.write_table(
+        rows.set_column(rows.schema.get_field_index(column), column, values), tmp_path / "m.parquet"
+    )
+    with pytest.raises(ValueError, match=f"m.parquet: {said}"):
+        listed(tmp_path / "m.parquet", tmp_path)
+
+
+def test_a_manifest_may_hold_categories_as_pandas_writes_them(tmp_path):
+    row = {"uri": "/photos/a.jpg", "etag": "1", "size_bytes": 1, "modified_at": None}
+    rows = pa.Table.from_pylist([row], schema=LISTING)
+    rows = rows.set_column(1, "etag", rows["etag"].dictionary_encode())
+    pq.write_table(rows.set_column(3, "modified_at", pa.nulls(1)), tmp_path / "m.parquet")
+    assert listed(tmp_path / "m.parquet", tmp_path)[1] == [row]
+
+
+def test_a_disk_too_full_for_what_a_manifest_has_listed_is_said_with_a_remedy(tmp_path, monkeypatch):
+    rows = [{"uri": f"/photos/{n}.jpg", "etag": "1", "size_bytes": 1} for n in range(4_000)]
+    source = manifest(tmp_path / "manifest.parquet", rows)
+    monkeypatch.setattr(listing, "SEEN_CACHE_KIB", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, hard))  # as if the disk ended there
+    try:
+        with pytest.raises(OSError, match="SQLITE_TMPDIR"):
+            listed(source, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,24 @@ def test_nothing_done_yet_has_no_time_left(monkeypatch, capsys):
     assert capsys.readouterr().err == "photos: 0 of 3, 0.0/s\n"
 
 
+def test_where_nobody_knows_the_total_the_count_and_its_rate_are_said(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    counter = Progress("files", None)
+    clock.now += 10
+    counter.add(5_000)
+    counter.close()
+    assert capsys.readouterr().err == "files: 5,000, 500.0/s\n"
+
+
+def test_a_quick_count_without_a_total_stays_unsaid(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    counter = Progress("files", None)
+    clock.now += 0.5
+    counter.add(3)
+    counter.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_nothing_goes_to_stdout(capsys):
     counter = Progress("photos", 1)
     counter.add(1)

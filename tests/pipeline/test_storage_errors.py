@@ -12,6 +12,7 @@ from botocore.exceptions import (
     ParamValidationError,
     ReadTimeoutError,
 )
+from fsspec.exceptions import FSTimeoutError
 from s3fs.errors import translate_boto_error
 
 from pipeline import storage_errors
@@ -199,7 +200,8 @@ def test_an_error_of_a_local_file_is_as_the_system_says_it():
         (s3fs_error("Unheard"), "it said Unheard"),
         (NoCredentialsError(), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         (RuntimeError(), "RuntimeError"),
-        (TimeoutError(), "TimeoutError"),
+        (TimeoutError(), "no answer in time; check the network"),
+        (FSTimeoutError(), "no answer in time; check the network"),
     ],
     ids=str,
 )

@@ -20,7 +20,7 @@ from bdnet.networks import build
 from bdnet.recipes import default, paper
 from pipeline import training
 from pipeline.cluster import Node, shares
-from pipeline.patches import decode_patch, manifest_digest
+from pipeline.patches import decode_patch, patches_digest
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, _train_epoch, read_checkpoint
 from pipeline.training import (
@@ -368,7 +368,7 @@ def test_a_model_that_was_trained_on_photos_that_are_held_out_is_no_start(
 ) -> None:
     patches = write_patches(tmp_path / "patches", twenty_photos())
     first, second = (plan(patches, paper(), folds=5, fold=fold).validation for fold in (0, 1))
-    data = {"patches_digest": manifest_digest(patches), "validation_photos": list(first)}
+    data = {"patches_digest": patches_digest(patches), "validation_photos": list(first)}
     init = str(tmp_path / "model")
     models.save(build("bdnet-resnet18"), init, {"arch": "bdnet-resnet18", "data": data})
     check_unseen(init, patches, first)
