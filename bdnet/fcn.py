@@ -2,8 +2,8 @@
 
 Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015. That paper ends
 at 8s; 4s and 2s go on in its way down to pool1. Where it pads the photo by 100 pixels, the first fully
-connected layer is padded by 3 here: the same alignment without the waste. It adds the skips one training after
-the other, or all at once with small fixed factors; here they are added at once without factors, as in BDNet.
+connected layer is padded by 3 here: the same alignment without the waste. There the skips are added in one
+training after the other, or at once with small fixed factors; here at once, without factors.
 """
 
 from collections.abc import Mapping

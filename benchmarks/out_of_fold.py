@@ -162,7 +162,7 @@ def margin_rows(name: str, fold: int, shares: dict[str, np.ndarray]) -> list[dic
 
 
 def read_margins(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A model's logits of blurred, float64 [n], weights of sharp and of blurred pixels, [2, n], and folds [n].
+    """A model's logits of blurred, float64 [n], weights of sharp and blurred pixels, [2, n], and folds, [n].
 
     Photos of a kind share one half, whatever their number and size.
     """
