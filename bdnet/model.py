@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import safetensors.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -180,7 +181,8 @@ def save(net: nn.Module, folder: str, card: dict[str, Any]) -> Card:
     weights = safetensors.torch.save(state)
     complete = Card(digest=hashlib.sha256(weights).hexdigest(), **card)
     fs, path = fsspec.core.url_to_fs(folder)
-    fs.makedirs(path, exist_ok=True)
+    if isinstance(fs, LocalFileSystem):  # object stores have no folders, and asking may want more rights
+        fs.makedirs(path, exist_ok=True)
     # The card last: a folder with a card is a whole model.
     fs.pipe_file(f"{path}/{WEIGHTS_FILE}", weights)
     fs.pipe_file(f"{path}/{CARD_FILE}", json.dumps(asdict(complete), indent=2).encode() + b"\n")

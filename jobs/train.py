@@ -32,7 +32,8 @@ class Settings:
     all of it from a trained model whose weights fit (shipped name, folder or URI; {fold} in it is the fold's
     number); or none."""
     workers: int = 1
-    """Data-parallel workers, each on a GPU where the cluster has them."""
+    """Data-parallel workers, each on a GPU where the cluster has them, with a batch of its own: the more
+    workers, the fewer steps an epoch has."""
     epochs: int | None = None
     """Epochs; the recipe's own number when not given."""
     folds: int | None = None

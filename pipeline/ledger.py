@@ -12,6 +12,7 @@ Why nothing is lost or doubled, whatever dies when (drawing: docs/exactly-once.m
 import contextlib
 import io
 import json
+import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -101,6 +102,14 @@ class Committer:
         """The version of the table that the next commit follows."""
         return self._table.version()
 
+    def _check_seen(self) -> None:
+        for file in self._pending:
+            if not os.path.exists(os.path.join(self._uri, file.path)):
+                raise OSError(
+                    f"{file.path} was written to {self._uri} on another machine, not on this one; give an"
+                    " --out that all nodes of the cluster see: s3://… or a shared folder"
+                )
+
     def add(self, staged: Staged) -> None:
         """Take a file for the next commit."""
         self._pending.append(staged)
@@ -109,10 +118,13 @@ class Committer:
         """Commit what waits, all of it or nothing; ``if_due``: only when the last commit is a while ago.
 
         Raises:
-            OSError: another run has committed to the table since this one began.
+            OSError: another run has committed to the table since this one began, or a file lies on another
+                machine's disk.
         """
         if not self._pending or (if_due and time.monotonic() - self._committed_at < COMMIT_EVERY_SECONDS):
             return
+        if storage.is_local(self._uri):
+            self._check_seen()
         # What is being committed no longer waits: stopped in here, a run never commits a file twice.
         files, self._pending = self._pending, []
         now = int(time.time() * 1000)

@@ -49,6 +49,8 @@ LOWEST_PRIORITY = 19
 _SEEDED = threading.Lock()
 # From so many the ranges of an int8 model are measured.
 RANGE_PATCHES = 64
+# More of the weights after the first step in a running mean is worth a word.
+UNTRAINED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,12 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         raise ValueError(
             f"an epoch of {the_plan.crops_per_epoch} crops is less than one batch of {recipe.batch_size} on "
             f"{settings.workers} workers; use fewer workers or more patches"
+        )
+    if (left := recipe.ema ** (recipe.epochs * steps_per_epoch)) > UNTRAINED_SHARE:
+        print(
+            f"the exported mean of weights will hold {left:.0%} of those after the first step: give more"
+            " --epochs, or fewer --workers",
+            file=sys.stderr,
         )
     check_unseen(settings.init, settings.patches, the_plan.validation)
     net, pretrained, said = initial_network(settings.arch, settings.init, settings.seed)

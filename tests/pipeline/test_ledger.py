@@ -109,6 +109,17 @@ def test_files_commit_in_groups_and_the_log_names_run_and_rising_number(table):
     assert committed(table) == ["a", "b", "c", "d", "e"]
 
 
+def test_a_file_on_another_machines_disk_is_refused_and_what_the_table_had_stays(local_table):
+    commit(local_table, photo("a.jpg"))
+    committer = Committer(local_table, AUDIT_TABLE, "r2")
+    elsewhere = stage(rows(photo("b.jpg")), local_table, "r2")
+    os.remove(os.path.join(local_table, elsewhere.path))
+    committer.add(elsewhere)
+    with pytest.raises(OSError, match="give an --out that all nodes of the cluster see"):
+        committer.flush()
+    assert committed(local_table) == ["a.jpg"]
+
+
 def test_a_run_that_was_thought_dead_is_refused_when_it_wakes_up(table, tmp_path):
     shard = listing_shard(tmp_path, photo("a"))
     asleep = Committer(table, AUDIT_TABLE, "r1")

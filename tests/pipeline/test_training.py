@@ -17,7 +17,7 @@ from bdnet import model as models
 from bdnet.encoder import load_state
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
-from bdnet.recipes import default, paper
+from bdnet.recipes import Recipe, default, paper
 from pipeline import training
 from pipeline.cluster import Node, shares
 from pipeline.patches import decode_patch, patches_digest
@@ -178,6 +178,37 @@ def test_networks_begun_at_once_start_as_each_would_alone() -> None:
     with ThreadPoolExecutor(4) as pool:
         at_once = list(pool.map(first_weight, range(4)))
     assert all(torch.equal(a, b) for a, b in zip(alone, at_once, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        pytest.param(default(), "will hold 62% of those after the first step", id="240 steps"),
+        pytest.param(replace(default(), epochs=600), "", id="2,400 steps"),
+        pytest.param(paper(), "", id="without a mean"),
+    ],
+)
+def test_a_mean_of_too_few_steps_is_said_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Recipe, said: str
+) -> None:
+    settings = TrainingSettings(
+        patches=write_patches(tmp_path / "patches", twenty_photos()),
+        out=str(tmp_path / "out"),
+        arch="bdnet-resnet18",
+        recipe=recipe,
+        init="nowhere.safetensors",
+        workers=1,
+        seed=0,
+        validation_folds=5,
+        fold=0,
+        terms="",
+        command="",
+    )
+    with pytest.raises(ValueError, match="no weights at nowhere"):
+        training.train(settings, shares([Node(4)]))
+    err = capsys.readouterr().err
+    assert said in err
+    assert ("will hold" in err) == bool(said)
 
 
 def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
