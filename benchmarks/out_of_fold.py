@@ -307,11 +307,11 @@ def main() -> int:
             "delete its rows from kfold.csv"
         )
     replace_rows("kfold", fold_rows(name, photos), "model")
-    margin, weight, fold = read_margins(name)
+    margin, weight, fold_of = read_margins(name)
     temperature = best_temperature(margin, weight)
     rows = calibration_rows(name, 1.0, expit(margin), weight)
-    if len(np.unique(fold)) > 1:
-        rows += calibration_rows(name, temperature, softened(margin, weight, fold), weight)
+    if len(np.unique(fold_of)) > 1:
+        rows += calibration_rows(name, temperature, softened(margin, weight, fold_of), weight)
     replace_rows("calibration", rows, "model")
     replace_rows("verdict_thresholds", verdict_rows(name, photos), "model")
     print(json.dumps({"temperature": temperature}))

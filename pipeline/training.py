@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -83,6 +83,12 @@ class Plan:
     crops_per_epoch: int
     photos: int
     patches: int
+    photos_digest: str  # of the names of all photos, those held out too
+
+
+def photos_digest(names: Iterable[str]) -> str:
+    """sha256 of photos' names: by them a trained model knows its photos again, however they were cut."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def plan(patches: str, recipe: Recipe, folds: int, fold: int) -> Plan:
@@ -114,6 +120,7 @@ def plan(patches: str, recipe: Recipe, folds: int, fold: int) -> Plan:
         crops_per_epoch=recipe.crops_per_epoch or crops_per_pass,
         photos=len(kinds) - len(validation),
         patches=training.total(),
+        photos_digest=photos_digest(kinds),
     )
 
 
@@ -234,20 +241,20 @@ def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
     return Start(net, tuple(f"encoder.{name}" for name in report.loaded), str(report))
 
 
-def check_unseen(init: str, patches: str, validation: Sequence[str]) -> None:
-    """Refuse to begin with a model that was trained on photos of ``patches`` that validate now.
+def check_unseen(init: str, the_plan: Plan) -> None:
+    """Refuse to begin with a model that was trained on photos that validate now.
 
-    Where that can't be told, because it was trained on other patches, say so.
+    Where that can't be told, because it was trained on another set of photos, say so.
 
     Raises:
         ValueError: it was.
     """
-    if not validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
+    if not the_plan.validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
         return
     data = read_card(init).data
-    if data.get("patches_digest") != patches_digest(patches):
+    if data.get("photos_digest") != the_plan.photos_digest:
         print(f"scores mean nothing if {init} was trained on the photos that validate now", file=sys.stderr)
-    elif not set(validation) <= set(data["validation_photos"]):
+    elif not set(the_plan.validation) <= set(data["validation_photos"]):
         raise ValueError(
             f"{init} was trained on photos that this run holds out, and their scores would mean nothing. Use"
             " --all-photos, or begin each fold with the model of the same fold: --init OUT/fold-{fold}/model"
@@ -275,7 +282,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
             " --epochs, or fewer --workers",
             file=sys.stderr,
         )
-    check_unseen(settings.init, settings.patches, the_plan.validation)
+    check_unseen(settings.init, the_plan)
     net, pretrained, said = initial_network(settings.arch, settings.init, settings.seed)
     print(f"start: {said}", file=sys.stderr)
     start = f"{settings.out}/start.safetensors"
@@ -441,6 +448,7 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
         "data": {
             "patches": settings.patches.rstrip("/").rsplit("/", 1)[-1],
             "patches_digest": patches_digest(settings.patches),
+            "photos_digest": the_plan.photos_digest,
             "split": "train",
             "training_photos": the_plan.photos,
             "training_patches": the_plan.patches,

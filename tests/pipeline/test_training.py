@@ -1,3 +1,4 @@
+import csv
 import io
 import itertools
 import threading
@@ -14,13 +15,14 @@ from PIL import Image
 from torch import nn
 
 from bdnet import model as models
+from bdnet.card import read_card, shipped_models
 from bdnet.encoder import load_state
 from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.recipes import Recipe, default, paper
 from pipeline import training
 from pipeline.cluster import Node, shares
-from pipeline.patches import decode_patch, patches_digest
+from pipeline.patches import decode_patch
 from pipeline.schema import PATCHES
 from pipeline.train_loop import LoopConfig, _averaged, _optimizer, _schedule, _train_epoch, read_checkpoint
 from pipeline.training import (
@@ -32,6 +34,7 @@ from pipeline.training import (
     crops_of,
     initial_network,
     passes,
+    photos_digest,
     plan,
     train_folds,
     validation_photos,
@@ -142,6 +145,7 @@ def crop_all(folder: str, held_out: frozenset[str], epoch: int, seed: int = 0) -
         crops_per_epoch=1,
         photos=1,
         patches=1,
+        photos_digest="",
     )
     return list(crops_of(the_plan.shards[0], epoch, the_plan, recipe, seed))
 
@@ -398,17 +402,31 @@ def test_a_model_that_was_trained_on_photos_that_are_held_out_is_no_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patches = write_patches(tmp_path / "patches", twenty_photos())
-    first, second = (plan(patches, paper(), folds=5, fold=fold).validation for fold in (0, 1))
-    data = {"patches_digest": patches_digest(patches), "validation_photos": list(first)}
+    first, second = (plan(patches, paper(), folds=5, fold=fold) for fold in (0, 1))
+    data = {"photos_digest": first.photos_digest, "validation_photos": list(first.validation)}
     init = str(tmp_path / "model")
     models.save(build("bdnet-resnet18"), init, {"arch": "bdnet-resnet18", "data": data})
-    check_unseen(init, patches, first)
-    check_unseen(init, patches, ())
+    check_unseen(init, first)
+    check_unseen(init, plan(patches, paper(), folds=0, fold=0))
     with pytest.raises(ValueError, match="trained on photos that this run holds out"):
-        check_unseen(init, patches, second)
-    (tmp_path / "patches" / "dataset.json").write_text('{"shards": ["another.parquet"]}')
-    check_unseen(init, patches, second)
+        check_unseen(init, second)
+    # Cut otherwise and elsewhere they are the same photos.
+    cut_otherwise = [patch(str(row["photo"]), str(row["kind"]), left=7) for row in twenty_photos()]
+    elsewhere = write_patches(tmp_path / "elsewhere", cut_otherwise)
+    with pytest.raises(ValueError, match="trained on photos that this run holds out"):
+        check_unseen(init, plan(elsewhere, paper(), folds=5, fold=1))
+    assert capsys.readouterr().err == ""
+    others = write_patches(tmp_path / "others", twenty_photos()[1:])
+    check_unseen(init, plan(others, paper(), folds=4, fold=1))
     assert "scores mean nothing if" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_the_shipped_models_know_the_photos_that_they_were_trained_on(data_dir: Path) -> None:
+    with (data_dir / "blurraw/index.csv").open(newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file) if row["split"] == "train"]
+    for name in shipped_models():
+        assert read_card(name).data["photos_digest"] == photos_digest(names), name
 
 
 def test_a_network_initialised_from_itself_reports_nothing_missing() -> None:
