@@ -69,13 +69,20 @@ def test_a_terminal_gets_one_line_that_is_written_over(clock, monkeypatch, capsy
     ]
 
 
-def test_the_last_figures_are_said_even_when_the_job_was_quick(clock, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        pytest.param(3, "photos: 3 of 3, 6.0/s, 0 s left\n", id="of a known total they are said"),
+        pytest.param(None, "", id="without one they are not worth it"),
+    ],
+)
+def test_the_last_figures_of_a_quick_job(clock, monkeypatch, capsys, total, said):
     on_terminal(monkeypatch, False)
-    counter = Progress("photos", 3)
+    counter = Progress("photos", total)
     clock.now += 0.5
     counter.add(3)
     counter.close()
-    assert capsys.readouterr().err == "photos: 3 of 3, 6.0/s, 0 s left\n"
+    assert capsys.readouterr().err == said
 
 
 def test_the_time_until_the_first_item_is_not_taken_for_the_rate(clock, monkeypatch, capsys):
@@ -102,15 +109,6 @@ def test_where_nobody_knows_the_total_the_count_and_its_rate_are_said(clock, mon
     counter.add(5_000)
     counter.close()
     assert capsys.readouterr().err == "files: 5,000, 500.0/s\n"
-
-
-def test_a_quick_count_without_a_total_stays_unsaid(clock, monkeypatch, capsys):
-    on_terminal(monkeypatch, False)
-    counter = Progress("files", None)
-    clock.now += 0.5
-    counter.add(3)
-    counter.close()
-    assert capsys.readouterr().err == ""
 
 
 def test_nothing_goes_to_stdout(capsys):

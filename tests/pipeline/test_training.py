@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -184,6 +185,24 @@ def test_networks_begun_at_once_start_as_each_would_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, at_once, strict=True))
 
 
+def to_train(**chosen: Any) -> TrainingSettings:
+    """A training's settings, with what a test chooses."""
+    usual = TrainingSettings(
+        patches="patches",
+        out="out",
+        arch="bdnet-topdown-slim",
+        recipe=default(),
+        init="none",
+        workers=1,
+        seed=0,
+        validation_folds=0,
+        fold=0,
+        terms="",
+        command="",
+    )
+    return replace(usual, **chosen)
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
@@ -195,19 +214,8 @@ def test_networks_begun_at_once_start_as_each_would_alone() -> None:
 def test_a_mean_of_too_few_steps_is_said_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Recipe, said: str
 ) -> None:
-    settings = TrainingSettings(
-        patches=write_patches(tmp_path / "patches", twenty_photos()),
-        out=str(tmp_path / "out"),
-        arch="bdnet-resnet18",
-        recipe=recipe,
-        init="nowhere.safetensors",
-        workers=1,
-        seed=0,
-        validation_folds=5,
-        fold=0,
-        terms="",
-        command="",
-    )
+    patches = write_patches(tmp_path / "patches", twenty_photos())
+    settings = to_train(patches=patches, recipe=recipe, init="nowhere.safetensors", validation_folds=5)
     with pytest.raises(ValueError, match="no weights at nowhere"):
         training.train(settings, shares([Node(4)]))
     err = capsys.readouterr().err
@@ -227,19 +235,7 @@ def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pyte
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(training, "trainings_at_once", lambda workers: {3: 2}[workers])
-    one = TrainingSettings(
-        patches="patches",
-        out="out",
-        arch="bdnet-topdown-slim",
-        recipe=default(),
-        init="default/fold-{fold}/model",
-        workers=3,
-        seed=0,
-        validation_folds=3,
-        fold=0,
-        terms="",
-        command="",
-    )
+    one = to_train(init="default/fold-{fold}/model", workers=3, validation_folds=3)
     said = train_folds(one, shares([Node(4)]))
     assert [result["model"] for result in said] == [f"out/fold-{k}/model" for k in range(3)]
     asked.sort(key=lambda its: its.fold)
