@@ -1,4 +1,4 @@
-# `make help` lists the targets. Needs Python 3.11 or 3.12 with pip and headers, git and a C++ compiler.
+# `make help` lists the targets. Needs Python 3.11 or 3.12 with pip and headers, git, make and a C++ compiler.
 
 VENV := .venv
 PY := $(VENV)/bin/python

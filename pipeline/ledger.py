@@ -12,7 +12,6 @@ Why nothing is lost or doubled, whatever dies when (drawing: docs/exactly-once.m
 import contextlib
 import io
 import json
-import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ class Committer:
 
     def _check_seen(self) -> None:
         for file in self._pending:
-            if not os.path.exists(os.path.join(self._uri, file.path)):
+            if not storage.exists(storage.join(self._uri, file.path)):
                 raise OSError(
                     f"{file.path} was written to {self._uri} on another machine, not on this one; give an"
                     " --out that all nodes of the cluster see: s3://… or a shared folder"

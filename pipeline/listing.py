@@ -24,11 +24,6 @@ from pipeline.progress import Progress
 from pipeline.schema import LISTING
 from pipeline.storage_errors import explained, is_ours, patiently
 
-
-def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-
-
 _PHOTO_TYPES = (
     "jpg",
     "jpeg",
@@ -49,12 +44,6 @@ ROWS_PER_SHARD = 50_000
 # So many suffixes are counted by name; frame.0000001 and the like are the others.
 COUNTED_SUFFIXES = 50
 OTHERS = "(other)"
-# A manifest's columns, those of ``schema.LISTING``: what their types may be, in code and in words.
-_MANIFEST_COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
-    **dict.fromkeys(("uri", "etag"), (_is_text, "a string")),
-    "size_bytes": (pa.types.is_integer, "an integer"),
-    "modified_at": (lambda type_: pa.types.is_timestamp(type_) or pa.types.is_null(type_), "a timestamp"),
-}
 # Of what a manifest's reader remembers in memory.
 SEEN_CACHE_KIB = 64 << 10
 
@@ -195,6 +184,18 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from error
                 yield {**row, "etag": row["etag"].strip('"')}
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
+
+# A manifest's columns, those of ``schema.LISTING``: what their types may be, in code and in words.
+_MANIFEST_COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    **dict.fromkeys(("uri", "etag"), (_is_text, "a string")),
+    "size_bytes": (pa.types.is_integer, "an integer"),
+    "modified_at": (lambda type_: pa.types.is_timestamp(type_) or pa.types.is_null(type_), "a timestamp"),
+}
 
 
 def _check_columns(source: str, schema: pa.Schema) -> None:

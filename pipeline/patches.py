@@ -170,10 +170,9 @@ def shard_uris(patches: str) -> list[str]:
     return [storage.join(patches, name) for name in manifest["shards"]]
 
 
-def patches_digest(patches: str) -> str:
-    """sha256 of the digests of a patch dataset's shards: the same wherever it, or its photos, were stored."""
-    manifest = json.loads(storage.read_bytes(storage.join(patches, MANIFEST)))
-    return hashlib.sha256(json.dumps(manifest["shards"], sort_keys=True).encode()).hexdigest()
+def manifest_digest(patches: str) -> str:
+    """sha256 of a patch dataset's manifest, which holds the digest of each shard."""
+    return hashlib.sha256(storage.read_bytes(storage.join(patches, MANIFEST))).hexdigest()
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -50,6 +50,7 @@ _S3_OPTIONS: dict[str, Any] = {
 _S3FS_TRIES = 2
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL)
+_ETAGS = ("etag", "ETag")
 # What file systems call the moment when an object was last written; the last three are FTP, WebHDFS and HTTP.
 _MOMENTS = ("mtime", "created", "LastModified", "modify", "modificationTime", "Last-Modified")
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
@@ -279,8 +280,7 @@ def local_etag(status: os.stat_result) -> str:
 
 def info_etag(info: dict[str, Any]) -> str:
     """An object's version from what its file system says of it: the etag, else size and time."""
-    etag = info.get("etag") or info.get("ETag")
-    if etag:
+    if etag := next((info[name] for name in _ETAGS if info.get(name)), None):
         return str(etag).strip('"')
     moment = next((info[name] for name in _MOMENTS if info.get(name)), "")
     # Some file systems say it as a datetime of one file and as seconds in a listing.
@@ -289,7 +289,7 @@ def info_etag(info: dict[str, Any]) -> str:
 
 def tells_versions(info: dict[str, Any]) -> bool:
     """Whether a file system says enough of an object to tell that it was changed."""
-    return any(info.get(name) for name in ("etag", "ETag", *_MOMENTS))
+    return any(info.get(name) for name in (*_ETAGS, *_MOMENTS))
 
 
 def read_version(uri: str, etag: str) -> bytes:

@@ -39,7 +39,7 @@ from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
 from pipeline import storage
 from pipeline.cluster import Shares, check_gpus, quiet_ray_data, signals_kept, trainings_at_once
-from pipeline.patches import decode_patch, patches_digest, read_shard, shard_uris
+from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
@@ -437,7 +437,7 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
 def _fingerprint(settings: TrainingSettings, the_plan: Plan) -> str:
     """What must not change between a run and its resumption."""
     fixed = [settings.arch, asdict(settings.recipe), settings.init, settings.seed, settings.workers]
-    fixed += [asdict(the_plan), patches_digest(settings.patches)]
+    fixed += [asdict(the_plan), manifest_digest(settings.patches)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -447,7 +447,7 @@ def _card(settings: TrainingSettings, the_plan: Plan, start: str, metrics: dict[
         "working_size": settings.recipe.working_size,
         "data": {
             "patches": settings.patches.rstrip("/").rsplit("/", 1)[-1],
-            "patches_digest": patches_digest(settings.patches),
+            "patches_digest": manifest_digest(settings.patches),
             "photos_digest": the_plan.photos_digest,
             "split": "train",
             "training_photos": the_plan.photos,

@@ -262,7 +262,7 @@ def test_a_file_systems_own_kind_of_error_names_the_source(tmp_path, monkeypatch
         listed("memory://somewhere", tmp_path)
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class Web(SimpleHTTPRequestHandler):
     tells_time = True
 
     def log_message(self, *arguments):
@@ -275,32 +275,26 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(photos):
-    """A web server's folder, its address and its handler."""
-
-    class Handler(_Quiet):
-        pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(photos))) as server:
+    """The address of a web server of the photos."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=str(photos))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield photos, f"http://127.0.0.1:{server.server_port}/", Handler
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
-def test_a_web_server_is_a_source_and_its_time_of_change_tells_versions(web, tmp_path):
-    folder, address, _ = web
-    put(folder, "a.jpg", "sub/b.jpg")
-    for row in listed(address, tmp_path)[1]:
+def test_a_web_server_is_a_source_and_its_time_of_change_tells_versions(photos, web, tmp_path):
+    put(photos, "a.jpg", "sub/b.jpg")
+    for row in listed(web, tmp_path)[1]:
         assert storage.read_version(row["uri"], row["etag"]) == b"x"
-    os.utime(folder / "a.jpg", (1_700_000_000, 1_700_000_000))
-    assert len({row["etag"] for row in listed(address, tmp_path)[1]}) == 2
+    os.utime(photos / "a.jpg", (1_700_000_000, 1_700_000_000))
+    assert len({row["etag"] for row in listed(web, tmp_path)[1]}) == 2
 
 
-def test_a_server_that_tells_no_versions_is_refused(web, tmp_path):
-    folder, address, handler = web
-    put(folder, "a.jpg")
-    handler.tells_time = False
+def test_a_server_that_tells_no_versions_is_refused(photos, web, tmp_path, monkeypatch):
+    put(photos, "a.jpg")
+    monkeypatch.setattr(Web, "tells_time", False)
     with pytest.raises(ValueError, match=r"a\.jpg: its server tells no etag and no time of change"):
-        listed(address, tmp_path)
+        listed(web, tmp_path)
 
 
 def test_an_empty_s3_prefix_and_an_unknown_bucket_are_errors(s3, tmp_path):

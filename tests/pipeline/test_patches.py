@@ -1,7 +1,6 @@
 """What each cut takes of a photo, and what a patch dataset holds."""
 
 import csv
-import json
 import re
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from bdnet.photo import decode
 from pipeline.dataset import LabelledPhoto, parse_mask, read_pair
-from pipeline.patches import PATCH, cut_photo, decode_patch, patches_digest, read_shard, shard_uris, windows
+from pipeline.patches import PATCH, cut_photo, decode_patch, read_shard, shard_uris, windows
 from pipeline.schema import PATCHES
 
 
@@ -178,16 +177,6 @@ def test_shards_are_those_that_the_manifest_names(tmp_path):
     (tmp_path / "dataset.json").write_text('{"shards": ["shard-00000.parquet"]}')
     (tmp_path / "shard-00001.parquet").write_bytes(b"left over from a larger run")
     assert shard_uris(str(tmp_path)) == [f"{tmp_path}/shard-00000.parquet"]
-
-
-def test_a_patch_dataset_is_known_by_its_shards_wherever_its_photos_lay(tmp_path):
-    def digest(**manifest):
-        (tmp_path / "dataset.json").write_text(json.dumps(manifest))
-        return patches_digest(str(tmp_path))
-
-    here = digest(source="/data/blurraw", shards={"shard-00000.parquet": "abc"})
-    assert digest(source="s3://data/blurraw", shards={"shard-00000.parquet": "abc"}) == here
-    assert digest(source="/data/blurraw", shards={"shard-00000.parquet": "abd"}) != here
 
 
 def test_columns_are_read_alone(tmp_path):
