@@ -69,14 +69,17 @@ demo-s3: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## The same through a lo
 		sh -c '$(PY) -m jobs.audit s3://photos/archive --out s3://out/demo && \
 		$(PY) -m infra.demo_summary s3://out/demo --save-report out/demo-s3/report.html'
 
+# Two at once, each file in one process for what its tests share; threads that wait leave the cores to the other.
+PYTEST_TWO_AT_ONCE := OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: install  ## Run all tests but the long ones
-	$(PY) -m pytest -m "not long"
+	$(PYTEST_TWO_AT_ONCE) -m "not long"
 
 test-long: install  ## Run the long tests (40 minutes, estimated): lost nodes and storage, faults that stay, every network
 	$(PY) -m pytest -m long
 
 test-fast: install  ## Run the tests that need no whole job
-	$(PY) -m pytest -m "not e2e"
+	$(PYTEST_TWO_AT_ONCE) -m "not e2e"
 
 lint: install  ## Check format, style and types
 	$(VENV)/bin/ruff format --check .

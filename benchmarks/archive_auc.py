@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from PIL import Image
 from scipy import ndimage
@@ -41,8 +42,10 @@ def audited(model: str, archive: Path) -> list[dict[str, Any]]:
     """What an audit with ``model`` says of each photo of the archive."""
     with tempfile.TemporaryDirectory() as out:
         result = run("jobs.audit", str(archive), "--out", out, "--model", model)
-        table = DeltaTable(result["table"]).to_pyarrow_dataset().to_table()
-    return table.select(["uri", "blurred_fraction", "blur_kind"]).to_pylist()
+        table = pq.read_table(
+            DeltaTable(result["table"]).file_uris(), columns=["uri", "blurred_fraction", "blur_kind"]
+        )
+    return table.to_pylist()
 
 
 def auc_row(model: str, rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from PIL import Image, ImageDraw, ImageFont
+from pyarrow.dataset import dataset
 
 from bdnet.photo import decode
 from pipeline.layout import AuditLayout
@@ -29,7 +30,7 @@ GAP = 8
 
 def main(out: str, picture: str) -> int:
     """Write the picture."""
-    table = DeltaTable(AuditLayout(out).table).to_pyarrow_dataset()
+    table = dataset(DeltaTable(AuditLayout(out).table).file_uris())
     columns = ["uri", "mask", "blurred_fraction", "blur_kind", "verdict", "focus"]
     width = len(SHOWN) * (CELL[0] + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * CELL[1] + GAP + CAPTION), "white")
