@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -21,6 +19,7 @@ from bdnet.card import shipped_models
 from bdnet.photo import decode
 from benchmarks.command import data_folder, run, write_csv
 from benchmarks.out_of_fold import BLURRED_ABOVE
+from pipeline.delta import scan
 
 KINDS = {"F": "defocus", "M": "motion"}
 
@@ -42,10 +41,8 @@ def audited(model: str, archive: Path) -> list[dict[str, Any]]:
     """What an audit with ``model`` says of each photo of the archive."""
     with tempfile.TemporaryDirectory() as out:
         result = run("jobs.audit", str(archive), "--out", out, "--model", model)
-        table = pq.read_table(
-            DeltaTable(result["table"]).file_uris(), columns=["uri", "blurred_fraction", "blur_kind"]
-        )
-    return table.to_pylist()
+        found = scan(result["table"], "SELECT uri, blurred_fraction, blur_kind FROM delta")
+        return [row for part in found for row in part.to_pylist()]
 
 
 def auc_row(model: str, rows: list[dict[str, Any]]) -> dict[str, str]:

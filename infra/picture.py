@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-from deltalake import DeltaTable
 from PIL import Image, ImageDraw, ImageFont
-from pyarrow.dataset import dataset
 
 from bdnet.photo import decode
+from pipeline.delta import scan
 from pipeline.layout import AuditLayout
 from pipeline.report import overlay
 
@@ -30,14 +28,14 @@ GAP = 8
 
 def main(out: str, picture: str) -> int:
     """Write the picture."""
-    table = dataset(DeltaTable(AuditLayout(out).table).file_uris())
-    columns = ["uri", "mask", "blurred_fraction", "blur_kind", "verdict", "focus"]
+    sql = "SELECT uri, mask, blurred_fraction, blur_kind, verdict, focus FROM delta"
+    rows = [row for part in scan(AuditLayout(out).table, sql) for row in part.to_pylist()]
     width = len(SHOWN) * (CELL[0] + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * CELL[1] + GAP + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(17)
     for column, name in enumerate(SHOWN):
-        row = table.to_table(columns, filter=pc.ends_with(pc.field("uri"), name)).to_pylist()[0]
+        row = next(row for row in rows if row["uri"].endswith(name))
         pixels = decode(Path(row["uri"]).read_bytes(), 640).pixels
         assert pixels is not None
         mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
