@@ -14,10 +14,15 @@ ROWS_AT_ONCE = 50_000
 
 
 def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
-    """Open the Delta table at ``uri`` to append to it, created empty where there is none."""
+    """Open the Delta table at ``uri`` to append to it, created empty where there is none.
+
+    Raises:
+        ValueError: its columns are others. Files that are added to a log aren't checked against them: what
+            the table has no column for would be lost in silence.
+    """
     options = storage.delta_options(uri)
     try:
-        return DeltaTable(uri, storage_options=options)
+        table = DeltaTable(uri, storage_options=options)
     except TableNotFoundError:
         # What readers skip files by; by default it is the first 32 columns, masks among them.
         skipped_by = ",".join(name for name in SKIPPED_BY if name in schema.names)
@@ -28,6 +33,17 @@ def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
             configuration={"delta.dataSkippingStatsColumns": skipped_by},
             storage_options=options,
         )
+    if differ := _columns(table.schema()) ^ _columns(Schema.from_arrow(schema)):
+        names = ", ".join(sorted({name for name, _ in differ}))
+        raise ValueError(
+            f"the table {uri} was not made by this version of bdnet: its columns differ in {names}. Give"
+            " another --out"
+        )
+    return table
+
+
+def _columns(schema: Schema) -> set[tuple[str, str]]:
+    return {(field.name, str(field.type)) for field in schema.fields}
 
 
 def scan(uri: str, sql: str, version: int | None = None) -> Iterator[pa.Table]:

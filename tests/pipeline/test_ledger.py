@@ -92,6 +92,14 @@ def test_committed_rows_are_in_the_table_once_and_staged_ones_are_not(table):
     assert delta(table).version() == 1
 
 
+def test_a_table_of_other_columns_is_not_written_to(local_table):
+    newer = pa.schema([*AUDIT_TABLE, pa.field("sharpness", pa.float64())]).remove(0)
+    open_table(local_table, newer)
+    with pytest.raises(ValueError, match=r"its columns differ in sharpness, uri\. Give another --out"):
+        Committer(local_table, AUDIT_TABLE, "r1")
+    assert delta(local_table).version() == 0
+
+
 def test_files_commit_in_groups_and_the_log_names_run_and_rising_number(table):
     committer = Committer(table, AUDIT_TABLE, "r1")
     for name in "abc":
