@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,35 @@ class ResNetEncoder(nn.Module):
         return features
 
 
+class TwoScaleEncoder(ResNetEncoder):
+    """ResNet's first three stages on the photo and, with weights of their own, on the photo at half its size.
+
+    The last features of the second lie at stride 32, as layer4's do, and what they start from has been seen
+    at half the stride: sizes of objects and of blur that are unusual at one scale are usual at the other.
+
+    Args:
+        name, pooling: as for ``ResNetEncoder``.
+    """
+
+    def __init__(self, name: str, pooling: nn.Module | None = None) -> None:
+        super().__init__(name, stages=3, pooling=pooling)
+        self.smaller = ResNetEncoder(name, stages=3, pooling=pooling)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map float images N×3×H×W to seven features.
+
+        With ResNet's pooling the first four have strides 2, 4, 8, 16; then those of the half-sized photo have
+        8, 16, 32 of the photo's own pixels.
+        """
+        half = functional.avg_pool2d(images, 2, ceil_mode=True)
+        return [*super().forward(images), *self.smaller(half)[1:]]
+
+    def adapted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Torchvision's weights of one ResNet for both."""
+        own = self.smaller.state_dict()
+        return {**state, **{f"smaller.{key}": value for key, value in state.items() if key in own}}
+
+
 @dataclass(frozen=True)
 class InitReport:
     """What an initialisation filled: parameter and buffer names of the encoder, and what it left alone."""
@@ -104,7 +134,7 @@ def load_state(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         ValueError: nothing in ``state`` belongs to this encoder, or it is of another depth.
     """
     own = encoder.state_dict()
-    if adapt := getattr(encoder, "convolutional", None):
+    if adapt := getattr(encoder, "adapted", None):
         state = adapt(state)
     loaded = {key: value for key, value in state.items() if key in own}
     if not loaded:

@@ -40,7 +40,7 @@ class FCNEncoder(VGG16Encoder):
         return [*pools[:-1], values]
 
     @staticmethod
-    def convolutional(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def adapted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Torchvision's VGG16 weights with the two fully connected layers in the shape of convolutions."""
         adapted = dict(state)
         for linear, conv, kernel in (("classifier.0", "fc6", 7), ("classifier.3", "fc7", 1)):

@@ -55,8 +55,9 @@ def test_parameters_and_multiplications_at_224_are_as_many_as_published(arch, mi
         assert round(macs(net), 1) == billions
 
 
-def test_the_default_network_costs_no_more_than_30_gflop_at_working_size():
-    assert 2 * macs(on_meta("bdnet-topdown"), 448, 640) < 30
+@pytest.mark.parametrize("arch", ["bdnet-topdown", "bdnet-twoscale"])
+def test_networks_for_the_default_cost_no_more_than_30_gflop_at_working_size(arch):
+    assert 2 * macs(on_meta(arch), 448, 640) < 30
 
 
 def test_the_slim_network_costs_half_of_the_default_one():
@@ -102,7 +103,7 @@ def test_fcn_starts_from_torchvisions_fully_connected_layers():
 
         state = torchvision.models.vgg16(weights=None).state_dict()
     encoder = on_meta("fcn8s-vgg16").encoder
-    adapted = encoder.convolutional(state)
+    adapted = encoder.adapted(state)
     own = {name: value.shape for name, value in encoder.state_dict().items()}
     assert {name: value.shape for name, value in adapted.items() if name in own} == own
     # The 1000 classes are of no use here.
@@ -214,7 +215,10 @@ def four_photos(side=64):
 LEARNERS = [
     *(
         pytest.param(arch, id=arch)
-        for arch in ("bdnet-topdown", "bdnet-topdown-slim", "bdnet-resnet18", "bdnet-typed-resnet18")
+        for arch in (
+            *("bdnet-topdown", "bdnet-topdown-slim", "bdnet-twoscale", "bdnet-twoscale-slim"),
+            *("bdnet-resnet18", "bdnet-typed-resnet18"),
+        )
     ),
     *(pytest.param(arch, id=arch, marks=pytest.mark.long) for arch in (*COMPARED, *ON_RESNET18)),
 ]
