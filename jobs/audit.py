@@ -22,8 +22,8 @@ class Settings:
     """Options of jobs.audit."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """The archive: a folder, s3://bucket/prefix, any fsspec URI, a .parquet manifest of a listing, or
-    an S3 Inventory's manifest.json."""
+    """The archive: a folder (links to folders are counted, not followed), s3://bucket/prefix, any fsspec URI,
+    a .parquet manifest of a listing, or an S3 Inventory's manifest.json."""
     out: str
     """Folder or URI of the table, reports and runs; the same one each night."""
     model: str = DEFAULT_MODEL

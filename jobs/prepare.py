@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs.command import run
+from jobs.command import UsageError, run
 from pipeline import cluster, storage
 from pipeline.patches import Cut, prepare
 
@@ -29,6 +29,8 @@ class Settings:
 
 def work(settings: Settings) -> dict[str, Any]:
     """Cut the dataset and count the patches."""
+    if settings.seed < 0:
+        raise UsageError("--seed must be at least 0")
     dataset, out = storage.normalize(settings.dataset), storage.normalize(settings.out)
     print(f"cutting {dataset} ({settings.split}) as {settings.cut} into {out}", file=sys.stderr)
     with cluster.connect() as shares:

@@ -53,6 +53,8 @@ NAMED_STARTS = ("imagenet", "none", *shipped_models())
 def work(settings: Settings) -> dict[str, Any]:
     """Train one network, or one for each fold."""
     recipe = RECIPES[settings.recipe]()
+    if settings.seed < 0:
+        raise UsageError("--seed must be at least 0")
     if settings.workers < 1 or (settings.epochs is not None and settings.epochs < 1):
         raise UsageError("--workers and --epochs must be at least 1")
     if settings.epochs is not None:

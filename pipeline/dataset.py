@@ -158,14 +158,18 @@ def _read_index(index: str) -> list[dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{index}: not UTF-8 text; save it as CSV in UTF-8.") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{index} line {reader.line_num}: {error}; look for a lone quote above.") from error
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
         raise ValueError(
             f"{index}: column '{missing[0]}' is missing; the first line must name {', '.join(COLUMNS)}."
         )
     rows: dict[str, dict[str, str]] = {}
-    for row in reader:
-        where = f"{index} line {reader.line_num}"
+    for line, row in lines:
+        where = f"{index} line {line}"
         empty = [column for column in COLUMNS if not (row[column] or "").strip()]
         if empty:
             raise ValueError(f"{where}: '{empty[0]}' is empty; fill it in.")

@@ -83,7 +83,8 @@ def stage(rows: pa.Table, table_uri: str, run_id: str) -> Staged:
         "minValues": {name: span["min"] for name, span in spans.items()},
         "maxValues": {name: span["max"] for name, span in spans.items()},
     }
-    return Staged(name, buffer.tell(), rows.num_rows, json.dumps(stats))
+    # As UTF-8: the log's reader takes an escaped pair of surrogates for another character.
+    return Staged(name, buffer.tell(), rows.num_rows, json.dumps(stats, ensure_ascii=False))
 
 
 class Committer:

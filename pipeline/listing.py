@@ -44,6 +44,7 @@ ROWS_PER_SHARD = 50_000
 # So many suffixes are counted by name; frame.0000001 and the like are the others.
 COUNTED_SUFFIXES = 50
 OTHERS = "(other)"
+LINKED_FOLDER = "(linked folder)"
 # Of what a manifest's reader remembers in memory.
 SEEN_CACHE_KIB = 64 << 10
 
@@ -62,7 +63,7 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
     """List the photos under ``source`` into Parquet shards of ``schema.LISTING`` in ``folder``.
 
     ``source`` is a folder, a prefix, a ``.parquet`` manifest with those columns, or the ``manifest.json`` of
-    an S3 Inventory. What isn't a photo by its suffix is counted by suffix.
+    an S3 Inventory. What isn't a photo by its suffix is counted by suffix; links to folders are counted too.
 
     Raises:
         ValueError: there is nothing under ``source``, or a manifest is not as it should be.
@@ -86,7 +87,7 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
         entries.add(1)
         suffix = os.path.splitext(entry["uri"])[1].lower()
         if suffix not in PHOTO_SUFFIXES:
-            name = _counted(suffix)
+            name = LINKED_FOLDER if entry["uri"].endswith("/") else _counted(suffix)
             skipped[name if name in skipped or len(skipped) < COUNTED_SUFFIXES else OTHERS] += 1
             continue
         if photos == limit:
@@ -132,8 +133,9 @@ def _entries_of(source: str) -> Iterator[dict[str, Any]]:
         return _once(inventory.entries(source))
     if storage.is_local(source):
         return _local_entries(source)
-    fs, path = storage.filesystem(source)
-    return _s3_entries(fs, path) if source.startswith("s3://") else _fsspec_entries(fs, path)
+    if source.startswith("s3://"):
+        return _s3_entries(*storage.filesystem(source))
+    return _fsspec_entries(source)
 
 
 def _once(entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -209,11 +211,14 @@ def _check_columns(source: str, schema: pa.Schema) -> None:
 
 
 def _local_entries(source: str) -> Iterator[dict[str, Any]]:
-    """Regular files below a folder; folders behind links are not entered, so a loop can't trap the walk."""
+    """Regular files below a folder. Links to folders are told, not entered: a loop can't trap the walk."""
     if not os.path.isdir(source):
         raise ValueError(f"{source} is no folder")
-    for folder, folders, names in os.walk(source, onerror=_raise):
+    for folder, folders, names in os.walk(source, onerror=_raise_unless_gone):
         folders.sort()
+        for path in (os.path.join(folder, name) for name in folders):
+            if os.path.islink(path):
+                yield {"uri": local_uri(path) + "/"}
         for name in sorted(names):
             path = os.path.join(folder, name)
             try:
@@ -250,7 +255,7 @@ def local_uri(path: str) -> str:
 
 
 def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
-    bucket, _, prefix = path.partition("/")
+    bucket, prefix = storage.split_bucket(path)
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     token: dict[str, str] = {}
 
@@ -275,14 +280,15 @@ def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _fsspec_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
-    """Files below ``path``, by folders. ``fs.walk`` leaves out what can't be listed, as if it were gone."""
+def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
+    """Files below ``source``, by folders. ``fs.walk`` leaves out what can't be listed, as if it were gone."""
+    fs, path = storage.filesystem(source)
     folders = [path]
     while folders:
         folder = folders.pop()
         page = partial(storage.within, storage.LONG_CALL_SECONDS, fs, "ls", folder, detail=True)
         try:
-            found = patiently(page, fs.unstrip_protocol(folder))
+            found = patiently(page, storage.full_uri(folder, source))
         except FileNotFoundError:
             continue  # gone since the folder above was read
         for info in found:
@@ -293,7 +299,7 @@ def _fsspec_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any
                 if not storage.tells_versions(info):
                     info = _info(fs, info["name"])
                 yield {
-                    "uri": fs.unstrip_protocol(info["name"]),
+                    "uri": storage.full_uri(info["name"], source),
                     "etag": storage.info_etag(info),
                     "size_bytes": info.get("size") or 0,
                     "modified_at": None,
@@ -312,5 +318,6 @@ def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
     return info
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

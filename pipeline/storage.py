@@ -14,7 +14,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 import botocore.session
 import fsspec
@@ -56,6 +56,8 @@ _MOMENTS = ("mtime", "created", "LastModified", "modify", "modificationTime", "L
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
 # A password before the host; a colon may also begin a port, and stands in the ARN of an access point.
 _PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d+(?:/|$))")
+_AWS_ENDPOINT = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+_ACCESS_POINT = re.compile(r"arn:[^/]*[:/]accesspoint/[^/]+")
 _S3_USER = re.compile(r"\b(?:s3a?|gc?s)://[^/]*@")
 _SECRET_PARAMETER = re.compile(
     r"[?&][\w.-]*(?:signature|credential|secret|password|token|access_?key(?:_?id)?|api_?key|sig)=",
@@ -69,10 +71,12 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     A scheme has one name, whatever was written: s3 for s3a, gs for gcs.
 
     Raises:
-        ValueError: the URI holds credentials, which would be seen in the list of processes, or it is a
-            ``file:`` URI of another machine.
+        ValueError: the URI is empty, or holds credentials, which would be seen in the list of processes, or
+            is a ``file:`` URI of another machine.
     """
     text = os.fspath(uri)
+    if not text.strip():
+        raise ValueError("a path or URI is empty; is a variable of the command not set?")
     if is_local(text):
         return str(Path(local_path(text)).expanduser().resolve())
     _refuse_credentials(text, _PASSWORD, _S3_USER, _SECRET_PARAMETER)
@@ -115,7 +119,7 @@ def normalize_file(uri: str) -> str:
 @functools.cache
 def _known_scheme(scheme: str) -> str:
     name = _one_name(scheme)
-    filesystem(f"{name}://any")
+    _file_system_class(f"{name}://")
     return name
 
 
@@ -157,17 +161,47 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
     Raises:
         ValueError: the protocol of the URI is unknown or its package is missing.
+        OSError: a server that is asked for a connection refuses it.
     """
     if is_local(uri):
         return fsspec.filesystem("file", auto_mkdir=True), normalize(uri)
-    protocol = urlsplit(uri).scheme
+    create = _file_system_class(uri)
+    if uri.startswith("s3://"):
+        fs = create(**_S3_OPTIONS)
+        fs.retries = _S3FS_TRIES
+    else:
+        options = _server(uri)
+        fs = patiently(lambda: create(**options), uri)  # with a server it may connect at once
+    return fs, fs._strip_protocol(uri.rstrip("/"))
+
+
+def _file_system_class(uri: str) -> type[AbstractFileSystem]:
     try:
-        fs = fsspec.filesystem(protocol, **(_S3_OPTIONS if protocol == "s3" else {}))
+        return fsspec.get_filesystem_class(uri.partition("://")[0])
     except (ValueError, ImportError) as error:
         raise ValueError(f"cannot open {uri}: {error}. Use a local folder, s3://… or install it.") from error
-    if protocol == "s3":
-        fs.retries = _S3FS_TRIES
-    return fs, fs._strip_protocol(uri.rstrip("/"))
+
+
+def _server(uri: str) -> dict[str, Any]:
+    """What the file system must know of the host in ``uri``; nothing where a bucket or container stands."""
+    scheme, _, rest = uri.partition("://")
+    host = rest.partition("/")[0]
+    return _file_system_class(uri)._get_kwargs_from_urls(f"{scheme}://{host}")
+
+
+def full_uri(name: str, root: str) -> str:
+    """The URI of what the file system of ``root`` calls ``name``; it lies below ``root``, on its host."""
+    fs, inside = filesystem(root)
+    if _server(root) and name.startswith(inside):
+        return join(root, name[len(inside.rstrip("/")) :].removeprefix("/"))
+    return fs.unstrip_protocol(name)
+
+
+def split_bucket(path: str) -> tuple[str, str]:
+    """The bucket and the key of a path on S3; the ARN of an access point holds a slash of its own."""
+    access_point = _ACCESS_POINT.match(path)
+    bucket = access_point[0] if access_point else path.partition("/")[0]
+    return bucket, path[len(bucket) :].removeprefix("/")
 
 
 def within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any, **options: Any) -> Any:
@@ -244,7 +278,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     names = sorted(name for name in found if name.endswith(suffix))
-    return [name if is_local(uri) else fs.unstrip_protocol(name) for name in names]
+    return [name if is_local(uri) else full_uri(name, uri) for name in names]
 
 
 def delta_options(uri: str) -> dict[str, str]:
@@ -261,7 +295,7 @@ def delta_options(uri: str) -> dict[str, str]:
         "max_retries": "6",
     }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
+    if endpoint := endpoint or _profile_endpoint():
         options["AWS_ENDPOINT_URL"] = endpoint
         if endpoint.startswith("http://"):
             options["AWS_ALLOW_HTTP"] = "true"
@@ -271,6 +305,12 @@ def delta_options(uri: str) -> dict[str, str]:
 def _profile_region() -> str | None:
     """The region that s3fs takes: of AWS_DEFAULT_REGION, else of the user's profile."""
     return botocore.session.get_session().get_config_variable("region")
+
+
+def _profile_endpoint() -> str | None:
+    """The server that s3fs takes of the user's profile; None for AWS itself."""
+    endpoint: str = botocore.session.get_session().create_client("s3").meta.endpoint_url
+    return None if _AWS_ENDPOINT.fullmatch(endpoint) else endpoint
 
 
 def local_etag(status: os.stat_result) -> str:
@@ -320,7 +360,7 @@ def _read_local_version(uri: str, etag: str) -> bytes:
 
 async def _read_s3(fs: AbstractFileSystem, path: str, **condition: str) -> bytes:
     """The object's bytes; TimeoutError where they come too slowly for their number."""
-    bucket, _, key = path.partition("/")
+    bucket, key = split_bucket(path)
     call = fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
     response = await asyncio.wait_for(call, CALL_SECONDS)
     async with response["Body"] as body:
@@ -339,7 +379,7 @@ def write_if_unchanged(uri: str, data: bytes, etag: str | None) -> str | None:
         its new etag; None when another writer was faster.
     """
     fs, path = filesystem(uri)
-    bucket, _, key = path.partition("/")
+    bucket, key = split_bucket(path)
     condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
     put = {"Bucket": bucket, "Key": key, "Body": data, **condition}
     try:
@@ -356,7 +396,7 @@ def write_if_unchanged(uri: str, data: bytes, etag: str | None) -> str | None:
 def read_with_age(uri: str) -> tuple[bytes, str, float]:
     """An object of S3, its etag, and the seconds since it was written, both ends by the server's clock."""
     fs, path = filesystem(uri)
-    bucket, _, key = path.partition("/")
+    bucket, key = split_bucket(path)
     return patiently(
         lambda: fsspec.asyn.sync(fs.loop, _read_s3_with_age, fs, bucket, key, timeout=CALL_SECONDS), uri
     )

@@ -4,6 +4,7 @@ Storage is a foreign country: s3fs, botocore, aiohttp and other file systems' pa
 From here on it is an OSError whose words name no credentials.
 """
 
+import errno
 import itertools
 import os
 import random
@@ -51,6 +52,15 @@ _STATUS: dict[str, RetryableStatus] = {
 }
 # Refusals of a request that arrived damaged or late: the next one may arrive whole.
 _PASSING = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "OperationAborted"}
+# Of this machine's file systems; what a network's has, such as EIO and ESTALE, may pass.
+_LASTING = {
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
 _DENIED = "check that this identity may do this there"
 _REGION = "the bucket lies in another region; check AWS_DEFAULT_REGION"
 _ADVICE = {
@@ -194,6 +204,8 @@ def _may_pass(error: BaseException) -> bool:
     if classify(error) not in ("throttled", "timeout") or isinstance(
         error, (ParamValidationError, PartialCredentialsError)
     ):
+        return False
+    if isinstance(error, OSError) and error.errno in _LASTING:
         return False
     answers = [cause.response for cause in _causes(error) if isinstance(cause, ClientError)]
     refused = any(300 <= a.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) < 500 for a in answers)

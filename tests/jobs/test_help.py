@@ -110,6 +110,8 @@ def test_a_threshold_that_is_no_choice_is_wrong_usage(capsys):
         (evaluate, ["--workers", "0"], "--workers must be at least 1"),
         (train, ["--arch", "bdnet-topdown", "--workers", "0"], "--workers and --epochs must be at least 1"),
         (train, ["--arch", "bdnet-topdown", "--epochs", "0"], "--workers and --epochs must be at least 1"),
+        (train, ["--arch", "bdnet-topdown", "--seed", "-1"], "--seed must be at least 0"),
+        (prepare, ["--cut", "photos", "--seed", "-1"], "--seed must be at least 0"),
         (train, ["--arch", "bdnet-topdown", "--folds", "1"], "--folds must be at least 2"),
         (train, ["--arch", "bdnet-topdown", "--folds", "3", "--all-photos"], "give one of them"),
         (train, ["--arch", "bdnet-topdown", "--recipe", "fast", "--epochs", "3"], "choose a multiple"),

@@ -83,6 +83,7 @@ def test_an_index_saved_by_a_spreadsheet_with_a_byte_order_mark_is_read(folder):
         ('name,kind,split\n"x\\a",motion,test\n', ["line 2", "no photo name"]),
         ("name,kind,split\n..,motion,test\n", ["line 2", "'..'"]),
         ('name,kind,split\n"a\nb",motion,test\n', ["line 3", "no photo name"]),
+        ('name,kind,split\n"' + "a,motion,test\n" * 10_000, ["index.csv line", "look for a lone quote"]),
     ],
 )
 def test_a_wrong_index_is_refused(folder, index, parts):

@@ -221,6 +221,14 @@ def test_the_to_do_is_the_listing_minus_the_table(table, tmp_path):
     assert to_do(shard, table) == [("new", "e1")]
 
 
+@pytest.mark.parametrize("folder", ["𠮷田", "😀", "\U0010ffff", "\x7f\u2028", 'a\\"b'])
+def test_photos_in_a_folder_of_any_characters_are_known(local_table, tmp_path, folder):
+    """The log's reader once took a plane of characters for another one, and such photos for unknown."""
+    photos = [photo(f"/photos/{folder}/{n}.jpg") for n in range(3)]
+    commit(local_table, *photos)
+    assert to_do(listing_shard(tmp_path, *photos), local_table) == []
+
+
 def test_another_version_of_a_photo_and_another_digest_are_to_do_again(local_table, tmp_path):
     commit(local_table, photo("a", "e1"))
     shard = listing_shard(tmp_path, photo("a", "e2"))

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,6 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import ClientPayloadError
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import FTPServer
 
 from pipeline import listing, storage, storage_errors
 from pipeline.listing import read_listing, write_listing
@@ -102,8 +106,23 @@ def test_links_to_photos_are_photos_but_no_link_traps_or_stops_the_walk(photos, 
     (photos / "itself.jpg").symlink_to(photos / "itself.jpg")
     (photos / "sub" / "up").symlink_to(photos)
     os.mkfifo(photos / "pipe.jpg")  # to open it would wait for ever
-    _, rows = listed(photos, tmp_path)
+    found, rows = listed(photos, tmp_path)
     assert [row["uri"].removeprefix(f"{photos}/") for row in rows] == ["link.jpg", "real.jpg", "sub/b.jpg"]
+    assert found.skipped_by_suffix == {"(linked folder)": 1}
+
+
+def test_a_folder_that_goes_while_the_archive_is_listed_is_no_error(photos, tmp_path, monkeypatch):
+    put(photos, "a/1.jpg", "b/2.jpg", "c/3.jpg")
+    walk = os.walk
+
+    def walk_and_remove(*arguments, **options):
+        for step in walk(*arguments, **options):
+            yield step
+            shutil.rmtree(photos / "b", ignore_errors=True)
+
+    monkeypatch.setattr(listing.os, "walk", walk_and_remove)
+    _, rows = listed(photos, tmp_path)
+    assert [row["uri"].removeprefix(f"{photos}/") for row in rows] == ["a/1.jpg", "c/3.jpg"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any folder")
@@ -288,6 +307,42 @@ def test_a_web_server_is_a_source_and_its_time_of_change_tells_versions(photos, 
         assert storage.read_version(row["uri"], row["etag"]) == b"x"
     os.utime(photos / "a.jpg", (1_700_000_000, 1_700_000_000))
     assert len({row["etag"] for row in listed(web, tmp_path)[1]}) == 2
+
+
+@pytest.fixture
+def ftp(photos):
+    """The address of an FTP server of the photos, which anybody may read."""
+
+    class Handler(FTPHandler):
+        authorizer = DummyAuthorizer()
+
+    Handler.authorizer.add_anonymous(str(photos))
+    server = FTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"ftp://127.0.0.1:{server.address[1]}"
+    server.close_all()
+
+
+def test_a_server_named_in_the_uri_is_a_source_and_its_photos_keep_its_name(photos, ftp, tmp_path):
+    put(photos, "2024/a.jpg", "2024/sub/b.jpg", "c.jpg")
+    _, rows = listed(f"{ftp}/2024", tmp_path)
+    assert [row["uri"] for row in rows] == [f"{ftp}/2024/a.jpg", f"{ftp}/2024/sub/b.jpg"]
+    assert [row["uri"] for row in listed(ftp, tmp_path)[1]] == [
+        f"{ftp}/c.jpg",
+        f"{ftp}/2024/a.jpg",
+        f"{ftp}/2024/sub/b.jpg",
+    ]
+    for row in rows:
+        assert storage.read_version(row["uri"], row["etag"]) == b"x"
+    put(photos, "2024/a.jpg", data=b"another")
+    with pytest.raises(storage_errors.ChangedError):
+        storage.read_version(rows[0]["uri"], rows[0]["etag"])
+
+
+def test_a_server_that_is_not_there_is_an_error_of_storage(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage_errors, "BACKOFF_SECONDS", 0)
+    with pytest.raises(OSError, match=r"ftp://127\.0\.0\.1:9/photos"):
+        listed("ftp://127.0.0.1:9/photos", tmp_path)
 
 
 def test_a_server_that_tells_no_versions_is_refused(photos, web, tmp_path, monkeypatch):

@@ -87,6 +87,29 @@ def test_a_uri_without_credentials_is_not_refused(uri):
     assert storage.normalize(uri) == uri
 
 
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_an_empty_path_is_refused_as_it_may_be_a_variable_that_is_not_set(nothing):
+    with pytest.raises(ValueError, match="path or URI is empty"):
+        storage.normalize(nothing)
+
+
+@pytest.mark.parametrize(
+    ("path", "bucket", "key"),
+    [
+        ("bucket/a/b.jpg", "bucket", "a/b.jpg"),
+        ("bucket", "bucket", ""),
+        ("bucket/accesspoint/b.jpg", "bucket", "accesspoint/b.jpg"),
+        ("arn:aws:s3:eu-west-1:123456789012:accesspoint/mine", None, ""),
+        ("arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/a/b.jpg", None, "a/b.jpg"),
+    ],
+)
+def test_an_access_point_is_a_bucket_with_a_slash_in_its_name(path, bucket, key):
+    assert storage.split_bucket(path) == (
+        bucket or "arn:aws:s3:eu-west-1:123456789012:accesspoint/mine",
+        key,
+    )
+
+
 def test_an_object_may_be_named_as_it_likes(s3, tmp_path):
     uri = f"s3://out/{tmp_path.name}/a:b@c?token=x.jpg"
     storage.write_bytes(uri, b"x")
@@ -276,6 +299,12 @@ def test_delta_options_come_from_the_environment_and_the_profile_without_keys(no
     assert places(storage.delta_options("s3://out/table")) == {"AWS_REGION": "eu-central-1"}
     no_aws.setenv("AWS_PROFILE", "mine")
     assert places(storage.delta_options("s3://out/table")) == {"AWS_REGION": "sa-east-1"}
+    with (tmp_path / "config").open("a") as config:
+        config.write("endpoint_url = https://s3.of-the-profile\n")
+    assert places(storage.delta_options("s3://out/table")) == {
+        "AWS_REGION": "sa-east-1",
+        "AWS_ENDPOINT_URL": "https://s3.of-the-profile",
+    }
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     no_aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     assert places(storage.delta_options("s3://out/table")) == {

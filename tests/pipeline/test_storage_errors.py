@@ -1,5 +1,6 @@
 """Which failures of storage are waited for, what each is called, and what its line says."""
 
+import errno
 import socket
 
 import pytest
@@ -137,6 +138,8 @@ def test_what_may_pass_is_tried_again(waits, error):
         s3fs_error("AuthorizationHeaderMalformed", 400),
         ParamValidationError(report="no such name of a bucket"),
         ChangedError("other"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", ".DS_Store/settings.json"),
+        OSError(errno.ENOSPC, "No space left on device"),
     ],
     ids=str,
 )
