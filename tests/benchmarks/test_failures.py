@@ -36,9 +36,9 @@ def test_a_photo_blurred_all_over_has_no_border():
         assert "border" not in {REGIONS[i] for i in np.unique(regions_of(pixels, everywhere))}
 
 
-def failure(name, wrong, refined=(0, 0, 0)):
+def failure(name, wrong, refined=(0, 0, 0), pixels=(2000, 3000, 5000)):
     map_ = np.zeros((SIDE, SIDE), np.float32)
-    counts = np.array([2000, 3000, 5000])
+    counts = np.array(pixels)
     return Failure(name, map_ > 1, map_, map_, counts, np.array(wrong), np.array(refined))
 
 
@@ -54,7 +54,13 @@ def test_shares_are_of_all_photos_pixels():
     }
 
 
-def test_the_worst_of_a_region_are_chosen_by_what_is_wrong_in_it():
-    failures = [failure("flat", (0, 900, 0)), failure("border", (500, 0, 0)), failure("both", (400, 800, 0))]
+def test_the_worst_of_a_region_have_the_largest_share_of_it_wrong_unless_it_is_small():
+    failures = [
+        failure("much", (300, 700, 0), pixels=(5000, 5000, 0)),
+        failure("flat", (0, 900, 0)),
+        failure("border", (500, 0, 0)),
+        failure("both", (400, 800, 0)),
+        failure("small", (400, 400, 0), pixels=(400, 400, 9200)),
+    ]
     assert [one.name for one in worst(failures, "flat")] == ["flat", "both"]
     assert [one.name for one in worst(failures, "border")] == ["border", "both"]
