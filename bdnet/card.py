@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -44,12 +45,12 @@ def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
     """
     shipped = resources.files("bdnet") / "models" / name_or_uri
     if "/" not in name_or_uri and (shipped / CARD_FILE).is_file():
-        weights, card_text = (shipped / WEIGHTS_FILE).read_bytes(), (shipped / CARD_FILE).read_text()
+        weights, card_text = (shipped / WEIGHTS_FILE).read_bytes(), (shipped / CARD_FILE).read_bytes()
     else:
         fs, path = fsspec.core.url_to_fs(name_or_uri)
         try:
             weights = fs.cat_file(f"{path}/{WEIGHTS_FILE}")
-            card_text = fs.cat_file(f"{path}/{CARD_FILE}").decode()
+            card_text = fs.cat_file(f"{path}/{CARD_FILE}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
                 f"no model at {name_or_uri}: expected {WEIGHTS_FILE} and {CARD_FILE} there, or the name of a "
@@ -57,6 +58,7 @@ def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
             ) from error
     try:
         card = Card(**json.loads(card_text))
+        _check(card)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or "
@@ -70,6 +72,18 @@ def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
             f"{PREPROCESSING_VERSION}; install the bdnet it was trained with or train it again"
         )
     return weights, card
+
+
+def _check(card: Card) -> None:
+    """Refuse, as ValueError, a value with which a photo would end in an error or be measured wrongly."""
+    if not isinstance(card.arch, str):
+        raise ValueError("arch is no name")
+    if not isinstance(card.working_size, int) or card.working_size < 1:
+        raise ValueError("working_size is no number of pixels")
+    if not isinstance(card.temperature, int | float) or not 0 < card.temperature < math.inf:
+        raise ValueError("temperature is no number above 0")
+    if not isinstance(card.ranges, dict):
+        raise ValueError("ranges are no numbers by name")
 
 
 def shipped_models() -> list[str]:

@@ -249,7 +249,12 @@ def _validate(
     net: nn.Module, config: LoopConfig, rank: int, world: int, device: torch.device
 ) -> dict[str, float | None]:
     """Scores on the photos held out, each by exactly one worker: one confusion matrix over all pixels."""
-    model = Model(copy.deepcopy(net), Card(arch=config.arch, digest=""), device)
+    net = copy.deepcopy(net)
+    if world > 1:
+        # Each worker has its own statistics of normalisation; what is exported has the first one's.
+        for buffer in net.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    model = Model(net, Card(arch=config.arch, digest=""), device)
     mine = set(config.validation[rank::world])
     matrix = np.zeros((2, 2), np.int64)
     for uri in config.shards:

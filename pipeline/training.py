@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import ray.train
+import safetensors
 import safetensors.torch
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -229,6 +230,8 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
         state = safetensors.torch.load(storage.read_bytes(init))
     except FileNotFoundError as error:
         raise ValueError(f"no weights at {init}; give a .safetensors file, imagenet or none") from error
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{init} holds no weights ({error}); copy or download it again") from error
     return _encoder_filled(net, load_state(net.get_submodule("encoder"), state, init.rsplit("/", 1)[-1]))
 
 
@@ -340,7 +343,11 @@ def _some_patches(the_plan: Plan, working_size: int) -> Iterator[torch.Tensor]:
 
 
 def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, Any]]:
-    """Train one network for each validation fold, under OUT/fold-K; as many at once as fit."""
+    """Train one network for each validation fold, under OUT/fold-K; as many at once as fit.
+
+    Raises:
+        ValueError: as ``train``; a start that fits one of the folds alone is refused before any begins.
+    """
     folds = range(settings.validation_folds)
     each = [
         replace(
@@ -351,6 +358,8 @@ def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, An
         )
         for fold in folds
     ]
+    for one in each:
+        check_unseen(one.init, plan(one.patches, one.recipe, one.validation_folds, one.fold))
     at_once = min(len(each), trainings_at_once(settings.workers))
     if at_once == 1:
         return [train(one, shares) for one in each]

@@ -199,6 +199,31 @@ def test_a_card_that_is_none_is_refused(card, saved, tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch": ["bdnet-resnet18"]},
+        {"working_size": "640"},
+        {"working_size": 0},
+        {"temperature": None},
+        {"temperature": 0},
+        {"temperature": float("nan")},
+        {"ranges": []},
+    ],
+    ids=str,
+)
+def test_a_card_with_a_value_that_makes_no_sense_is_refused(change, saved, tmp_path):
+    with pytest.raises(ValueError, match=r"card\.json is no card that this bdnet reads"):
+        load(changed(saved, tmp_path, **change))
+
+
+def test_a_card_that_is_no_text_is_refused(saved, tmp_path):
+    folder = changed(saved, tmp_path)
+    (tmp_path / CARD_FILE).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"card\.json is no card that this bdnet reads"):
+        load(folder)
+
+
 def test_a_pickle_in_the_weights_place_is_refused_and_never_run(saved, tmp_path):
     class Payload:
         def __reduce__(self):

@@ -26,3 +26,19 @@ def test_what_changes_scores_makes_another_audit(other: Card) -> None:
 def test_what_a_card_says_beside_that_does_not() -> None:
     told = replace(CARD, scores={"test": 1}, ranges={"second": 2.0, "first": 1.0})
     assert audit_digest(told, 640) == audit_digest(CARD, 640)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("decoder_version", lambda: "another"),
+        ("PREPROCESSING_VERSION", "another"),
+        ("ARCH_VERSIONS", {"bdnet-resnet18": "another"}),
+    ],
+)
+def test_another_decoder_preprocessing_or_network_is_another_audit(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = audit_digest(CARD, 640)
+    monkeypatch.setattr(f"pipeline.audit.{name}", value)
+    assert audit_digest(CARD, 640) != before

@@ -234,6 +234,8 @@ def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pyte
         return {"model": f"{settings.out}/model"}
 
     monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "plan", lambda *its: its)
+    monkeypatch.setattr(training, "check_unseen", lambda init, the_plan: None)
     monkeypatch.setattr(training, "trainings_at_once", lambda workers: {3: 2}[workers])
     one = to_train(init="default/fold-{fold}/model", workers=3, validation_folds=3)
     said = train_folds(one, shares([Node(4)]))
@@ -242,6 +244,34 @@ def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pyte
     assert asked == [
         replace(one, fold=k, out=f"out/fold-{k}", init=f"default/fold-{k}/model") for k in range(3)
     ]
+
+
+def test_a_start_that_fits_one_fold_alone_is_refused_before_any_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_patches(tmp_path / "patches", twenty_photos())
+    of_fold_0 = plan(folder, default(), folds=2, fold=0)
+    data = {"photos_digest": of_fold_0.photos_digest, "validation_photos": list(of_fold_0.validation)}
+    models.save(build("bdnet-resnet18"), str(tmp_path / "model"), {"arch": "bdnet-resnet18", "data": data})
+    monkeypatch.setattr(training, "train", lambda one, shares: pytest.fail("a fold trains"))
+    one = to_train(patches=folder, init=str(tmp_path / "model"), validation_folds=2)
+    with pytest.raises(
+        ValueError, match=r"trained on photos that this run holds out.*--init OUT/fold-\{fold\}"
+    ):
+        train_folds(one, shares([Node(4)]))
+
+
+@pytest.mark.parametrize("data", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<html></html>"])
+def test_a_start_that_holds_no_weights_is_refused(data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "encoder.safetensors"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"encoder\.safetensors holds no weights .*download it again"):
+        initial_network("bdnet-resnet18", str(file))
+
+
+def test_the_papers_optimizer_is_sgd_with_nesterov_momentum(tmp_path: Path) -> None:
+    optimizer = _optimizer(build("bdnet-resnet18"), loop_config(tmp_path, recipe=paper()))
+    assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.9, True)}
 
 
 def test_crops_are_the_same_for_the_same_seed_and_epoch_only(tmp_path: Path) -> None:
