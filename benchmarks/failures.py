@@ -117,7 +117,7 @@ def draw(columns: list[tuple[str, Failure]]) -> None:
     for column, (region, one) in enumerate(columns):
         index = REGIONS.index(region)
         before, after = (
-            f"{100 * counts[index] / one.pixels[index]:.0f} % of its {region} wrong"
+            f"{region} {100 * counts[index] / one.pixels[index]:.0f} % wrong"
             for counts in (one.wrong, one.wrong_refined)
         )
         cells = (
