@@ -283,12 +283,13 @@ def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
 def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
     """Files below ``source``, by folders. ``fs.walk`` leaves out what can't be listed, as if it were gone."""
     fs, path = storage.filesystem(source)
+    uri_of = storage.uri_maker(source)
     folders = [path]
     while folders:
         folder = folders.pop()
         page = partial(storage.within, storage.LONG_CALL_SECONDS, fs, "ls", folder, detail=True)
         try:
-            found = patiently(page, storage.full_uri(folder, source))
+            found = patiently(page, uri_of(folder))
         except FileNotFoundError:
             continue  # gone since the folder above was read
         for info in found:
@@ -299,7 +300,7 @@ def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
                 if not storage.tells_versions(info):
                     info = _info(fs, info["name"])
                 yield {
-                    "uri": storage.full_uri(info["name"], source),
+                    "uri": uri_of(info["name"]),
                     "etag": storage.info_etag(info),
                     "size_bytes": info.get("size") or 0,
                     "modified_at": None,

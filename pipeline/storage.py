@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -189,12 +190,20 @@ def _server(uri: str) -> dict[str, Any]:
     return _file_system_class(uri)._get_kwargs_from_urls(f"{scheme}://{host}")
 
 
-def full_uri(name: str, root: str) -> str:
-    """The URI of what the file system of ``root`` calls ``name``; it lies below ``root``, on its host."""
+def uri_maker(root: str) -> Callable[[str], str]:
+    """What makes a URI of the name that the file system of ``root`` gives to a file below it.
+
+    A file system with a server leaves the host out of its names, so the URI begins with ``root`` itself.
+    """
     fs, inside = filesystem(root)
-    if _server(root) and name.startswith(inside):
+    if not _server(root):
+        return fs.unstrip_protocol
+
+    def uri_of(name: str) -> str:
+        assert name.startswith(inside), (name, inside)
         return join(root, name[len(inside.rstrip("/")) :].removeprefix("/"))
-    return fs.unstrip_protocol(name)
+
+    return uri_of
 
 
 def split_bucket(path: str) -> tuple[str, str]:
@@ -278,7 +287,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     names = sorted(name for name in found if name.endswith(suffix))
-    return [name if is_local(uri) else full_uri(name, uri) for name in names]
+    return names if is_local(uri) else [*map(uri_maker(uri), names)]
 
 
 def delta_options(uri: str) -> dict[str, str]:
@@ -294,8 +303,8 @@ def delta_options(uri: str) -> dict[str, str]:
         "retry_timeout": "60s",
         "max_retries": "6",
     }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint := endpoint or _profile_endpoint():
+    environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint := environment or _profile_endpoint():
         options["AWS_ENDPOINT_URL"] = endpoint
         if endpoint.startswith("http://"):
             options["AWS_ALLOW_HTTP"] = "true"
