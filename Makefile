@@ -27,7 +27,7 @@ export BDNET_DATA
 endif
 
 # Modules of benchmarks/ that `make bench` runs, in this order.
-BENCHMARKS := archive_auc scores precision network throughput growth sizing training mutants decode_memory scale soak chaos
+BENCHMARKS := precision network throughput growth sizing training mutants decode_memory scale soak chaos
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-s3 test test-long test-fast lint format bench bench-peers paper lock clean
@@ -40,6 +40,7 @@ help:  ## Show this help
 
 install: $(INSTALLED)  ## Create .venv with everything that the other commands need
 
+# Not compiled: Python does that for what is imported, in a fraction of the time.
 # Without build isolation: the setuptools that the lock file pins builds the project, no other is fetched.
 $(INSTALLED): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c '$(RIGHT_VERSION)' 2>/dev/null || { \
@@ -50,7 +51,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "  torch for the CPU alone: about 0.8 GB and 2.7 GB (estimated): $(CPU_ONLY)"
 	@echo "pip keeps the downloads in its cache besides (pip cache purge removes them)."
 	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
-	$(PY) -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(PY) -m pip install --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
 	$(PY) -m pip install --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -75,7 +76,7 @@ PYTEST_TWO_AT_ONCE := OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfi
 test: install  ## Run all tests but the long ones
 	$(PYTEST_TWO_AT_ONCE) -m "not long"
 
-test-long: install  ## Run the long tests (40 minutes, estimated): lost nodes and storage, faults that stay, every network
+test-long: install  ## Run the long tests (45 minutes, estimated): lost nodes and storage, faults that stay, every network
 	$(PY) -m pytest -m long
 
 test-fast: install  ## Run the tests that need no whole job

@@ -33,7 +33,7 @@ class BDNet(nn.Module):
         finest: int = 2,
     ) -> None:
         super().__init__()
-        channels = ENCODERS[encoder].channels
+        channels = ENCODERS[encoder]
         self.encoder = ResNetEncoder(encoder)
         self.decoder = FCN2sDecoder(channels, top or TOPS[encoder], dropout, norm, finest)
         self.kind = nn.Linear(channels[-1], len(BLUR_KINDS))
@@ -51,9 +51,7 @@ class TypedBDNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = ResNetEncoder("resnet18")
-        self.decoder = FCN2sDecoder(
-            ENCODERS["resnet18"].channels, TOPS["resnet18"], classes=1 + len(BLUR_KINDS)
-        )
+        self.decoder = FCN2sDecoder(ENCODERS["resnet18"], TOPS["resnet18"], classes=1 + len(BLUR_KINDS))
 
     def forward(self, images: Tensor) -> Output:
         """Score normalised float images N×3×H×W of any size."""

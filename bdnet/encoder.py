@@ -10,25 +10,16 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """One depth of ResNet. ``channels`` of the taps at strides 2, 4, 8, 16, 32."""
-
-    constructor: str
-    weights: str
-    channels: tuple[int, int, int, int, int]
-
-
 _BASIC = (64, 64, 128, 256, 512)
 _BOTTLENECK = (64, 256, 512, 1024, 2048)
 
+# Channels of the taps at strides 2, 4, 8, 16, 32.
 ENCODERS = {
-    "resnet18": EncoderSpec("resnet18", "ResNet18_Weights.IMAGENET1K_V1", _BASIC),
-    "resnet34": EncoderSpec("resnet34", "ResNet34_Weights.IMAGENET1K_V1", _BASIC),
-    "resnet50": EncoderSpec("resnet50", "ResNet50_Weights.IMAGENET1K_V1", _BOTTLENECK),
-    "resnet101": EncoderSpec("resnet101", "ResNet101_Weights.IMAGENET1K_V1", _BOTTLENECK),
-    "resnet152": EncoderSpec("resnet152", "ResNet152_Weights.IMAGENET1K_V1", _BOTTLENECK),
+    "resnet18": _BASIC,
+    "resnet34": _BASIC,
+    "resnet50": _BOTTLENECK,
+    "resnet101": _BOTTLENECK,
+    "resnet152": _BOTTLENECK,
 }
 
 
@@ -43,9 +34,8 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, name: str, stages: int = 4, pooling: nn.Module | None = None) -> None:
         super().__init__()
-        spec = ENCODERS[name]
-        resnet = getattr(torchvision.models, spec.constructor)(weights=None)
-        self.weights = spec.weights
+        resnet = torchvision.models.get_model(name, weights=None)
+        self.weights = f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1"
         self.conv1, self.bn1, self.relu = resnet.conv1, resnet.bn1, resnet.relu
         self.maxpool = pooling or resnet.maxpool
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2

@@ -32,7 +32,7 @@ def _fcn_vgg(finest: int) -> FCN:
     return FCN(FCNEncoder(), (*vgg.CHANNELS[:-1], FULLY_CONNECTED), finest)
 
 
-_RESNET18 = ENCODERS["resnet18"].channels
+_RESNET18 = ENCODERS["resnet18"]
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "bdnet-topdown": TopDown,

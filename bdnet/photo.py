@@ -130,15 +130,16 @@ _MEMORY = MemoryBudget(Limits().max_memory)
 # Pillow's own blocks of 16 MiB stay with the thread that freed them, as glibc sees it, and with eight
 # threads that doubles the bound. Blocks of this size always go back to the system.
 Image.core.set_block_size(64 * 2**20)
+# Of a strip or a tile, which libtiff decodes whole.
+_TIFF_STRIP_BYTES = 8
 # At the peak, by the mode that Pillow decodes to: the picture, its copy in another mode, and a little for
 # the reduced one.
-_TIFF_STRIP_BYTES = 8
 _BYTES_PER_PIXEL = {"L": 2, "RGB": 5, "CMYK": 5, "P": 6, "1": 6, "I": 14, "F": 14}
 _OTHER_MODES, _TRANSPARENT, _WEBP, _HEIC = 9, 13, 17, 17
-# A header can claim a larger side, which is no photo's and fits no column of the table.
-_LARGEST_SIDE = 2**31 - 1
 # Turned, and brought out of Pillow, at full size.
 _NOT_REDUCED = 14
+# A header can claim a larger side, which is no photo's and fits no column of the table.
+_LARGEST_SIDE = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single equality

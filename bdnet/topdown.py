@@ -73,7 +73,7 @@ class TopDown(nn.Module):
 
     def __init__(self, slim: bool = False, two_scale: bool = False) -> None:
         super().__init__()
-        stem, *levels = ENCODERS["resnet18"].channels[:-1]
+        stem, *levels = ENCODERS["resnet18"][:-1]
         self.pooled_by = 3 if slim else 2
         pooling = nn.MaxPool2d(self.pooled_by, ceil_mode=True) if slim else None
         self.encoder = (

@@ -50,12 +50,13 @@ def read_csv(name: str) -> list[dict[str, str]]:
 def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
     """Write rows with hardware and versions to results/NAME.csv and print them, unless they are many."""
     where = RESULTS / f"{name}.csv"
+    here = describe()
     # Rows of an earlier run keep what they were measured on.
-    rows = [{**row, **{key: value for key, value in describe().items() if key not in row}} for row in rows]
+    rows = [{**row, **{key: value for key, value in here.items() if key not in row}} for row in rows]
     with where.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     print(f"{where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}: {len(rows)} rows")
     for row in rows if len(rows) <= SHOWN_ROWS else []:
-        print("  " + ", ".join(f"{k} {v}" for k, v in row.items() if k not in describe()))
+        print("  " + ", ".join(f"{k} {v}" for k, v in row.items() if k not in here))

@@ -191,7 +191,7 @@ def precision_recall(rows: list[Row]) -> alt.Chart:
         .encode(
             x=alt.X("recall:Q", scale=alt.Scale(domain=[0.4, 1], clamp=True)),
             y=alt.Y("precision:Q", scale=alt.Scale(domain=[0.6, 1])),
-            color=alt.Color("method:N", scale=alt.Scale(scheme="set1")),
+            color=alt.Color("method:N", scale=alt.Scale(scheme="dark2")),
             order=alt.Order("threshold:Q"),
         )
     )

@@ -1,6 +1,6 @@
 """Make the README's picture from an audit of the sample archive: ``python -m infra.picture OUT FILE``.
 
-Each row is one photo as it is and with the pixels tinted that the audit's mask calls blurred.
+Each column is one photo, as it is and with the pixels tinted that the audit's mask calls blurred.
 """
 
 import io
@@ -28,7 +28,7 @@ GAP = 8
 
 def main(out: str, picture: str) -> int:
     """Write the picture."""
-    sql = "SELECT uri, mask, blurred_fraction, blur_kind, verdict, focus FROM delta"
+    sql = "SELECT uri, mask, blurred_fraction, blur_kind, focus FROM delta"
     rows = [row for part in scan(AuditLayout(out).table, sql) for row in part.to_pylist()]
     width = len(SHOWN) * (CELL[0] + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * CELL[1] + GAP + CAPTION), "white")

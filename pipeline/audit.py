@@ -145,8 +145,7 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
                 log.info("%s", _shares_said(plan.shares))
                 outcome = work_off(to_do, plan, table, failures, check_lock)
                 _tidy(settings.out, plan.shares)
-        storage.remove_folder(run.to_do)
-        _remove_old_lists(settings.out)
+        _remove_lists(settings.out, run)
 
         seconds = time.monotonic() - began
         log.info("report: %s", run.report)
@@ -230,8 +229,9 @@ def _tidy(out: str, shares: cluster.Shares) -> None:
             log.info("%(compacted)d small files joined, %(removed)d old files removed", done)
 
 
-def _remove_old_lists(out: str) -> None:
+def _remove_lists(out: str, run: RunLayout) -> None:
     try:
+        storage.remove_folder(run.to_do)
         removed = remove_old_lists(out)
     except OSError as error:
         # Nothing depends on it; the next run tries again.

@@ -46,15 +46,16 @@ def read_dataset(uri: str, split: str | None = None) -> list[LabelledPhoto]:
         ValueError: one line with file, row or photo, and remedy: no index, a column or row missing, a photo
             listed twice, a name that leaves the folder, an unknown kind or split, an image or mask missing.
     """
-    index = storage.join(storage.normalize(uri), "index.csv")
+    folder = storage.normalize(uri)
+    index = storage.join(folder, "index.csv")
     rows = _read_index(index)
     if split is not None:
         splits = sorted({row["split"] for row in rows})
         if split not in splits:
             raise ValueError(f"{index}: no photo has split '{split}'; ask for one of {', '.join(splits)}.")
         rows = [row for row in rows if row["split"] == split]
-    images = files_by_stem(storage.join(storage.normalize(uri), "images"), IMAGE_SUFFIXES)
-    masks = files_by_stem(storage.join(storage.normalize(uri), "masks"), MASK_SUFFIXES)
+    images = files_by_stem(storage.join(folder, "images"), IMAGE_SUFFIXES)
+    masks = files_by_stem(storage.join(folder, "masks"), MASK_SUFFIXES)
     found = []
     for row in rows:
         name = row["name"]
@@ -116,7 +117,8 @@ def parse_grey(data: bytes, name: str) -> np.ndarray:
         ValueError: the bytes are no such image; the message names ``name`` and the remedy.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        # Other parsers of Pillow's start programs (EPS).
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             mode = image.mode
             pixels = np.array(image.convert("L") if mode == "1" else image)
     except UnidentifiedImageError as error:  # Its own text is the address of a buffer.
@@ -129,21 +131,28 @@ def parse_grey(data: bytes, name: str) -> np.ndarray:
     return pixels
 
 
-def check_pairs(photos: Sequence[LabelledPhoto]) -> None:
+def check_pairs(photos: Sequence[LabelledPhoto], smallest: int = 0) -> None:
     """Read every pair once, so that a job stops before it writes anything.
 
     Raises:
-        ValueError: the fault of the first photo, in order, that ``read_pair`` refuses.
+        ValueError: the fault of the first photo, in order, that ``read_pair`` refuses or that has a side of
+            less than ``smallest`` pixels.
     """
     checked = Progress("checked photos", len(photos))
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for _ in pool.map(_check_pair, photos):
+        for _ in pool.map(_check_pair, photos, [smallest] * len(photos)):
             checked.add(1)
     checked.close()
 
 
-def _check_pair(photo: LabelledPhoto) -> None:
-    read_pair(photo)  # The pixels go at once: kept results would fill the memory.
+def _check_pair(photo: LabelledPhoto, smallest: int) -> None:
+    _, mask = read_pair(photo)  # The pixels go at once: kept results would fill the memory.
+    height, width = mask.shape
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"{photo.image_uri} is {width}×{height}, smaller than a {smallest}² patch; "
+            "use --cut photos or remove its row"
+        )
 
 
 def _read_index(index: str) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ from bdnet.refine import Refinement
 from pipeline import dataset, storage
 from pipeline.cluster import Shares, connect, off_gpu_nodes
 from pipeline.patches import MANIFEST, shard_uris
+from pipeline.progress import Progress
 from pipeline.scoring import (
     PATCH_COLUMNS,
     READ_ROWS,
@@ -59,8 +60,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     """
     started = time.monotonic()
     assert (evaluation.model is None) != (evaluation.maps is None)
-    source = storage.normalize(evaluation.source)
-    if storage.is_inside(evaluation.out, source):
+    source, out = storage.normalize(evaluation.source), storage.normalize(evaluation.out)
+    if storage.is_inside(out, source):
         raise ValueError(f"--out {evaluation.out} lies inside {source}; choose a folder outside the data.")
     model = _resolve_model(evaluation.model) if evaluation.model else None
     inputs = find_inputs(source, evaluation.split, evaluation.maps)
@@ -80,8 +81,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     }
     buffer = io.BytesIO()
     pq.write_table(photos, buffer)
-    storage.write_bytes(storage.join(evaluation.out, "photos.parquet"), buffer.getvalue())
-    storage.write_bytes(storage.join(evaluation.out, "result.json"), json.dumps(result, indent=2).encode())
+    storage.write_bytes(storage.join(out, "photos.parquet"), buffer.getvalue())
+    storage.write_bytes(storage.join(out, "result.json"), json.dumps(result, indent=2).encode())
     return result
 
 
@@ -162,7 +163,9 @@ def _splits_of(shard: str) -> dict[str, int]:
             if missing:
                 raise ValueError(f"column '{missing[0]}' is missing")
             counts = parquet.read(columns=["split"])["split"].value_counts().to_pylist()
-    except (pa.ArrowInvalid, ValueError, OSError) as error:
+    except (PermissionError, TimeoutError):
+        raise
+    except (ValueError, OSError) as error:  # OSError is what pyarrow raises for a damaged footer
         fault = " ".join(str(error).split())
         raise ValueError(f"{shard}: is no patch shard ({fault}); cut them with jobs.prepare.") from error
     return {entry["values"]: entry["counts"] for entry in counts}
@@ -205,18 +208,13 @@ def _gather(
             num_gpus=shares.detector_gpus or None,
         )
     rows: list[dict[str, Any]] = []
-    started = time.monotonic()
-    said = None
+    progress = Progress("scored items", inputs.items)
     for row in scored.iter_rows():
         if row["error"]:
             raise ValueError(row["error"])
         rows.append(row)
-        now = time.monotonic()
-        said = said or now  # No estimate from the first row: the workers were still starting.
-        if now - said > 5 or len(rows) == inputs.items:
-            rate, said = len(rows) / (now - started), now
-            left = (inputs.items - len(rows)) / rate
-            _say(f"{len(rows)}/{inputs.items} scored, {rate:.1f}/s, {left:.0f} s left")
+        progress.add(1)
+    progress.close()
     # A score over fewer items than asked would look as good as one over all.
     if len(rows) != inputs.items:
         raise ValueError(

@@ -28,7 +28,10 @@ def entries(manifest: str) -> Iterator[dict[str, Any]]:
         files = [f"s3://{bucket}/{file['key']}" for file in content["files"]]
         fields = [_plain(name) for name in content["fileSchema"].split(",")]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{manifest} is not the manifest of an S3 Inventory ({error!r})") from error
+        raise ValueError(
+            f"{manifest} is not the manifest of an S3 Inventory ({error!r}); "
+            "give the manifest.json of one of its days"
+        ) from error
     if kind not in ("Parquet", "CSV"):
         raise ValueError(f"{manifest}: the inventory is in {kind}; have it written in Parquet or CSV")
     for uri in files:

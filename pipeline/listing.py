@@ -213,7 +213,9 @@ def _check_columns(source: str, schema: pa.Schema) -> None:
 def _local_entries(source: str) -> Iterator[dict[str, Any]]:
     """Regular files below a folder. Links to folders are told, not entered: a loop can't trap the walk."""
     if not os.path.isdir(source):
-        raise ValueError(f"{source} is no folder")
+        raise ValueError(
+            f"{source} is no folder, nor a .parquet manifest or the manifest.json of an S3 Inventory"
+        )
     for folder, folders, names in os.walk(source, onerror=_raise_unless_gone):
         folders.sort()
         for path in (os.path.join(folder, name) for name in folders):

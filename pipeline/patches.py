@@ -22,6 +22,7 @@ import ray.data
 from PIL import Image
 
 from bdnet import photo as photos_in
+from bdnet.output import BLUR_KINDS
 from pipeline import storage
 from pipeline.cluster import Shares
 from pipeline.dataset import LabelledPhoto, check_pairs, parse_mask, read_dataset, read_pair
@@ -106,7 +107,7 @@ def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, o
         }
 
 
-def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Shares) -> dict[str, Any]:
+def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, shares: Shares) -> dict[str, Any]:
     """Check a dataset, cut it and write the shards; the manifest comes last, so a half-written one is none.
 
     Raises:
@@ -118,9 +119,7 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Sh
     if storage.exists(manifest):
         raise ValueError(f"{out} already holds a patch dataset; remove it or choose another --out")
     photos = read_dataset(dataset, split)
-    check_pairs(photos)
-    if cut != "photos":
-        _check_sizes(photos)
+    check_pairs(photos, smallest=0 if cut == "photos" else PATCH)
     # Neighbours in an index are often alike; mixed shards make every batch a mixture.
     order = sorted(photos, key=lambda photo: _hash(f"{seed}/order/{photo.name}"))
     tables = [
@@ -132,7 +131,7 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Sh
         partial(_write_shard, cut=cut, seed=seed, out=out),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=cluster.decode_cpus,
+        num_cpus=shares.decode_cpus,
     )
     progress = Progress("photos", len(photos))
     shards: dict[str, str] = {}
@@ -140,7 +139,7 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, cluster: Sh
     for row in written.iter_rows():
         progress.add(row["photos"])
         shards[row["shard"]] = row["digest"]
-        by_kind.update({kind: row[kind] for kind in RANDOM_CROPS})
+        by_kind.update({kind: row[kind] for kind in BLUR_KINDS})
     progress.close()
     assert progress.done == len(photos), "a shard is missing"
     content: dict[str, Any] = {
@@ -214,19 +213,9 @@ def _write_shard(photos: pa.Table, cut: Cut, seed: int, out: str) -> pa.Table:
             "shard": [name],
             "digest": [digest],
             "photos": [len(photos)],
-            **{kind: [kinds[kind]] for kind in RANDOM_CROPS},
+            **{kind: [kinds[kind]] for kind in BLUR_KINDS},
         }
     )
-
-
-def _check_sizes(photos: Sequence[LabelledPhoto]) -> None:
-    for photo in photos:
-        with Image.open(io.BytesIO(storage.read_bytes(photo.mask_uri))) as mask:
-            if min(mask.size) < PATCH:
-                raise ValueError(
-                    f"{photo.image_uri} is {mask.width}×{mask.height}, smaller than a {PATCH}² patch; "
-                    "use --cut photos or remove its row"
-                )
 
 
 def _png(image: Image.Image) -> bytes:

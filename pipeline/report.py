@@ -25,6 +25,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bdnet import photo
+from bdnet.detect import DEFAULT_THRESHOLDS
 from pipeline import storage
 from pipeline.delta import query, quoted
 from pipeline.layout import AuditLayout
@@ -41,9 +42,9 @@ STATUSES = (*FINAL_STATUSES, *RETRYABLE_STATUSES, NOT_AUDITED)
 
 # What one card of a gallery is read for.
 WIDE = (
-    *("uri", "etag", "size_bytes", "format", "width", "height", "captured_at", "camera", "lens", "iso"),
+    *("uri", "etag", "format", "width", "height", "captured_at", "camera", "lens", "iso"),
     *("exposure_s", "f_number", "focal_mm", "blurred_fraction", "blur_kind", "kind_confidence"),
-    *("verdict", "focus", "mask", "audit_digest"),
+    *("focus", "mask", "audit_digest"),
 )
 # The engine skips files by their names only where a list is as short as this.
 NAMES_PER_QUERY = 20
@@ -62,7 +63,6 @@ class Card:
 
     name: str
     blurred_fraction: float
-    verdict: str
     focus: str
     kind: str | None
     kind_confidence: float | None
@@ -219,6 +219,7 @@ def render(view: View, summary: ReportSummary, found: Found, shown: list[Gallery
         written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         retryable=RETRYABLE_STATUSES,
         verdicts=VERDICTS,
+        thresholds=DEFAULT_THRESHOLDS,
         focuses=FOCUSES,
         statuses=STATUSES,
         not_audited=sum(summary.by_status.get(status, 0) for status in (*RETRYABLE_STATUSES, NOT_AUDITED)),
@@ -277,7 +278,6 @@ def _card(row: dict[str, Any], shorten: Callable[[str], str]) -> Card:
     return Card(
         name=_visible(shorten(row["uri"])),
         blurred_fraction=row["blurred_fraction"],
-        verdict=row["verdict"],
         focus=row["focus"],
         kind=row["blur_kind"],
         kind_confidence=row["kind_confidence"],

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -256,7 +257,7 @@ def _write_mask_shard(rows: list[dict[str, Any]], layout: AuditLayout, run_id: s
     masked = [row for row in rows if row["mask"] is not None]
     if not masked:
         return
-    name = f"part-{run_id}-{np.random.default_rng().bytes(16).hex()}.tar"
+    name = f"part-{run_id}-{uuid.uuid4().hex}.tar"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for index, row in enumerate(masked):

@@ -72,8 +72,8 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     A scheme has one name, whatever was written: s3 for s3a, gs for gcs.
 
     Raises:
-        ValueError: the URI is empty, or holds credentials, which would be seen in the list of processes, or
-            is a ``file:`` URI of another machine.
+        ValueError: the URI is empty or a scheme alone, or holds credentials, which would be seen in the list
+            of processes, or is a ``file:`` URI of another machine.
     """
     text = os.fspath(uri)
     if not text.strip():
@@ -81,7 +81,9 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     if is_local(text):
         return str(Path(local_path(text)).expanduser().resolve())
     _refuse_credentials(text, _PASSWORD, _S3_USER, _SECRET_PARAMETER)
-    scheme, _, rest = text.rstrip("/").partition("://")
+    scheme, _, rest = text.partition("://")
+    if not (rest := rest.rstrip("/")):
+        raise ValueError(f"{text} names no bucket or host; is a variable of the command not set?")
     return f"{_one_name(scheme)}://{rest}"
 
 
@@ -273,7 +275,11 @@ def remove_folder(uri: str) -> None:
 def exists(uri: str) -> bool:
     """Whether a file, or a folder with anything in it, lies at ``uri``."""
     fs, path = filesystem(uri)
-    return patiently(lambda: within(CALL_SECONDS, fs, "exists", path), uri)
+    try:  # fsspec's own exists says no to whatever error a file system that isn't asynchronous raises
+        patiently(lambda: within(CALL_SECONDS, fs, "info", path), uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:

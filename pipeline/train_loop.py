@@ -58,11 +58,11 @@ def read_checkpoint(config: LoopConfig) -> dict[str, Any] | None:
     Raises:
         ValueError: it belongs to a training with other settings.
     """
-    if not storage.exists(config.checkpoint):
+    try:
+        data = storage.read_bytes(config.checkpoint)
+    except FileNotFoundError:
         return None
-    checkpoint = torch.load(
-        io.BytesIO(storage.read_bytes(config.checkpoint)), map_location="cpu", weights_only=True
-    )
+    checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if checkpoint["fingerprint"] != config.fingerprint:
         raise ValueError(
             f"{config.checkpoint} belongs to a training with other settings; give the same ones to go on, "

@@ -109,7 +109,10 @@ def plan(patches: str, recipe: Recipe, folds: int, fold: int) -> Plan:
     validation = validation_photos(kinds, folds, fold) if folds else ()
     training = Counter(row["kind"] for row in rows if row["photo"] not in set(validation))
     if not training or (folds and not validation):
-        raise ValueError(f"{patches} holds {len(kinds)} photos, too few to hold out one in {folds}")
+        raise ValueError(
+            f"{patches} holds {len(kinds)} photos, too few to hold out one in {folds}; "
+            "add some, or use --all-photos"
+        )
     most = max(training.values())
     copies = {kind: round(most / n) if recipe.balance_kinds else 1 for kind, n in training.items()}
     crops_per_pass = sum(copies[kind] * n for kind, n in training.items())
@@ -244,24 +247,26 @@ def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
     return Start(net, tuple(f"encoder.{name}" for name in report.loaded), str(report))
 
 
-def check_unseen(init: str, the_plan: Plan) -> None:
+def check_unseen(init: str, the_plan: Plan) -> str | None:
     """Refuse to begin with a model that was trained on photos that validate now.
 
-    Where that can't be told, because it was trained on another set of photos, say so.
+    Returns:
+        a warning, where that can't be told because it was trained on another set of photos.
 
     Raises:
         ValueError: it was.
     """
     if not the_plan.validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
-        return
+        return None
     data = read_card(init).data
     if data.get("photos_digest") != the_plan.photos_digest:
-        print(f"scores mean nothing if {init} was trained on the photos that validate now", file=sys.stderr)
-    elif not set(the_plan.validation) <= set(data["validation_photos"]):
+        return f"scores mean nothing if {init} was trained on the photos that validate now"
+    if not set(the_plan.validation) <= set(data["validation_photos"]):
         raise ValueError(
             f"{init} was trained on photos that this run holds out, and their scores would mean nothing. Use"
             " --all-photos, or begin each fold with the model of the same fold: --init OUT/fold-{fold}/model"
         )
+    return None
 
 
 def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
@@ -285,7 +290,8 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
             " --epochs, or fewer --workers",
             file=sys.stderr,
         )
-    check_unseen(settings.init, the_plan)
+    if warning := check_unseen(settings.init, the_plan):
+        print(warning, file=sys.stderr)
     net, pretrained, said = initial_network(settings.arch, settings.init, settings.seed)
     print(f"start: {said}", file=sys.stderr)
     start = f"{settings.out}/start.safetensors"
@@ -381,7 +387,6 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
 
     check_gpus(settings.workers)
     use_gpu = shares.detector_gpus > 0
-    cpus = shares.detector_cpus * shares.detectors / settings.workers
     # Crops wait in the object store: enough to never starve a step, not all that fit.
     ahead = ray.data.ExecutionResources(object_store_memory=CROPS_AHEAD_BYTES)
     options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=ahead)
@@ -392,7 +397,7 @@ def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares:
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus},
+            resources_per_worker={"CPU": shares.detector_cpus, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             storage_path=f"{settings.out}/ray",
@@ -417,12 +422,17 @@ def _said_aloud(config: LoopConfig) -> Iterator[None]:
     name = config.progress.rsplit("/", 2)[-2]
 
     def progress() -> dict[str, Any]:
-        exists = storage.exists(config.progress)
-        return json.loads(storage.read_bytes(config.progress)) if exists else {"epoch": 0}
+        try:
+            return json.loads(storage.read_bytes(config.progress))
+        except FileNotFoundError:
+            return {"epoch": 0}
 
     def watch(said: int) -> None:
         while not finished.wait(2):
-            now = progress()
+            try:
+                now = progress()
+            except OSError:
+                continue  # training doesn't need it; the next time it may be read
             if now["epoch"] == said:
                 continue
             said = now["epoch"]

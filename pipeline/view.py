@@ -283,7 +283,7 @@ def _span(shard: str) -> tuple[str, str | None] | None:
     Writers leave them out where they are very long; then the span is everything, ("", None).
     """
     fs, path = storage.filesystem(shard)
-    metadata = pq.read_metadata(path, filesystem=fs)
+    metadata = storage.patiently(lambda: pq.read_metadata(path, filesystem=fs), shard)
     column = metadata.schema.names.index("uri")
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     found = [group.column(column).statistics for group in groups if group.num_rows]
@@ -308,7 +308,9 @@ def _runs(layout: AuditLayout) -> list[Run]:
     """All runs that came as far as settings.json."""
     fs, path = storage.filesystem(layout.runs)
     try:
-        folders = fs.ls(path, detail=False)
+        folders = storage.patiently(
+            lambda: storage.within(storage.LONG_CALL_SECONDS, fs, "ls", path, detail=False), layout.runs
+        )
     except FileNotFoundError:
         return []
     names = {folder.rstrip("/").rpartition("/")[2] for folder in folders}

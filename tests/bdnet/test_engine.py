@@ -39,10 +39,17 @@ def photos(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
-SMALL = [arch for arch in ARCHITECTURES if "vgg16" not in arch and "152" not in arch and arch != "dss"]
+LARGE = ("bdnet-resnet101", "fcn2s-vgg16")
+SMALL = [
+    arch
+    for arch in ARCHITECTURES
+    if "vgg16" not in arch and "152" not in arch and arch not in ("dss", *LARGE)
+]
 
 
-@pytest.mark.parametrize("arch", [*SMALL, "fcn2s-vgg16", "dss"])
+@pytest.mark.parametrize(
+    "arch", [*SMALL, "dss", *(pytest.param(arch, marks=pytest.mark.long) for arch in LARGE)]
+)
 def test_every_network_gives_the_same_in_fp32(arch: str) -> None:
     net = lively(arch)
     fast = optimize(net, torch.float32)

@@ -213,14 +213,14 @@ def four_photos(side=64):
 
 
 LEARNERS = [
+    *("bdnet-topdown", "bdnet-resnet18"),
     *(
-        pytest.param(arch, id=arch)
+        pytest.param(arch, marks=pytest.mark.long)
         for arch in (
-            *("bdnet-topdown", "bdnet-topdown-slim", "bdnet-twoscale", "bdnet-twoscale-slim"),
-            *("bdnet-resnet18", "bdnet-typed-resnet18"),
+            *("bdnet-topdown-slim", "bdnet-twoscale", "bdnet-twoscale-slim", "bdnet-typed-resnet18"),
+            *(*COMPARED, *ON_RESNET18),
         )
     ),
-    *(pytest.param(arch, id=arch, marks=pytest.mark.long) for arch in (*COMPARED, *ON_RESNET18)),
 ]
 
 

@@ -1,4 +1,4 @@
-"""jobs.audit on plain folders."""
+"""jobs.audit on plain folders; the sample archive with the shipped model, as `make demo` runs it."""
 
 import html
 import io
@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bdnet.card import WORKING_SIZE
+from infra.demo_summary import Settings, summarize
 from jobs.audit import main
 from pipeline.layout import AuditLayout
 from pipeline.schema import LISTING, MEASUREMENTS
@@ -28,7 +30,18 @@ from tests.e2e.harness import SMALL, Cluster, Ran, audit, rows, table_rows
 
 pytestmark = pytest.mark.e2e
 
-NOTHING_LISTENS = {"RAY_ADDRESS": "127.0.0.1:1"}
+NOTHING_LISTENS = "127.0.0.1:1"
+# A photo and what was made of it by blurring all of it.
+SHARP_AND_BLURRED = (
+    ("garage/motorcycle.jpg", "garage/motorcycle-defocused.jpg"),
+    ("garage/motorcycle.jpg", "garage/motorcycle-shaken.jpg"),
+    ("studio/astronaut.jpg", "studio/astronaut-defocused.jpg"),
+    ("studio/astronaut.jpg", "studio/astronaut-shaken.jpg"),
+    ("café/espresso.jpg", "café/espresso-shaken.jpg"),
+    ("launch/rocket.jpg", "launch/rocket-shaken.jpg"),
+    ("lake/pagoda-burst-2.jpg", "lake/pagoda-burst-3.jpg"),
+    ("lake/pagoda-burst-2.jpg", "lake/pagoda-burst-1.jpg"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Audited:
 
 
 @pytest.fixture(scope="module")
-def audited(sample_archive: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
+def audited(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
     """The sample archive after one audit on a local Ray, which puts its sessions into ``ray_folder``."""
     out = tmp_path_factory.mktemp("out")
     # A short path: Ray puts sockets there.
@@ -50,8 +63,8 @@ def audited(sample_archive: Path, model: Path, tmp_path_factory: pytest.TempPath
     photos = sample_archive / "photos"
     # What `ray start` leaves for others to find: a run that was not told of a cluster starts its own.
     (ray_folder / "ray").mkdir()
-    (ray_folder / "ray/ray_current_cluster").write_text("127.0.0.1:1")
-    ran = audit(photos, "--out", out, "--model", model, *SMALL, environment={"RAY_TMPDIR": str(ray_folder)})
+    (ray_folder / "ray/ray_current_cluster").write_text(NOTHING_LISTENS)
+    ran = audit(photos, "--out", out, environment={"RAY_TMPDIR": str(ray_folder)})
     found = table_rows(out)
     by_name = {str(Path(row["uri"]).relative_to(photos)): row for row in found}
     assert len(by_name) == len(found), ran.err
@@ -97,7 +110,7 @@ def test_a_mask_is_the_photo_at_working_size_and_measures_what_the_row_says(audi
         image = Image.open(io.BytesIO(row["mask"]))
         assert (image.format, image.mode) == ("PNG", "1")
         assert image.size == (row["mask_width"], row["mask_height"])
-        assert max(image.size) == 160
+        assert max(image.size) == min(WORKING_SIZE, max(row["width"], row["height"]))
         assert image.width / image.height == pytest.approx(row["width"] / row["height"], rel=0.02)
         assert np.asarray(image).mean() == pytest.approx(row["blurred_fraction"])
 
@@ -105,7 +118,7 @@ def test_a_mask_is_the_photo_at_working_size_and_measures_what_the_row_says(audi
 def test_an_exif_rotated_photo_is_upright_and_keeps_what_the_camera_wrote(audited: Audited) -> None:
     row = audited.rows["2024/studio/portrait-exif-rotated.jpg"]
     assert (row["width"], row["height"]) == (384, 512)
-    assert (row["mask_width"], row["mask_height"]) == (120, 160)
+    assert (row["mask_width"], row["mask_height"]) == (384, 512)
     assert row["captured_at"] == datetime(2024, 3, 9, 16, 20, 31, 500_000)
     assert (row["camera"], row["camera_serial"], row["lens"]) == (
         "Sample Camera 1",
@@ -133,18 +146,33 @@ def test_the_local_ray_ends_with_the_run(audited: Audited) -> None:
     assert not [command for command in commands if str(audited.ray_folder).encode() in command]
 
 
-def test_a_second_run_audits_nothing_and_needs_no_ray(audited: Audited, model: Path) -> None:
+def test_the_shipped_model_tells_a_blurred_photo_from_its_sharp_original(audited: Audited) -> None:
+    blurred = {name: row["blurred_fraction"] for name, row in audited.rows.items()}
+    for sharp, made in SHARP_AND_BLURRED:
+        difference = blurred[f"2024/{made}"] - blurred[f"2024/{sharp}"]
+        assert difference > 0.25, (made, sharp)
+
+
+def test_the_demos_summary_has_a_line_for_each_photo_and_the_place_of_the_report(audited: Audited) -> None:
+    lines = summarize(Settings(str(audited.out)))
+    assert len([line for line in lines if line.startswith("2024/")]) == len(audited.truth)
+    assert Path(lines[-1].removeprefix("report: ")).is_file()
+
+
+def test_a_second_run_audits_nothing_and_needs_no_ray(
+    audited: Audited, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = Path(audited.out, "runs", "20200101T000000-old", "listing", "part-00000.parquet")
     old.parent.mkdir(parents=True)
     old.touch()
-    again = audit(
-        *(audited.photos, "--out", audited.out, "--model", model, *SMALL), environment=NOTHING_LISTENS
-    )
+    monkeypatch.setenv("RAY_ADDRESS", NOTHING_LISTENS)
+    assert main([str(audited.photos), "--out", str(audited.out)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not old.exists()  # listings don't pile up, however quiet the nights
-    assert (again.result["photos"], again.result["by_status"]) == (0, {})
+    assert (result["photos"], result["by_status"]) == (0, {})
     assert len(table_rows(audited.out)) == len(audited.truth)
     # The report of a quiet night still shows the whole archive.
-    assert "truncated.jpg" in Path(again.result["report"]).read_text()
+    assert "truncated.jpg" in Path(result["report"]).read_text()
 
 
 def test_each_night_audits_what_is_new_and_another_model_audits_all(
@@ -208,6 +236,7 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
             assert tar.extractfile(member).read() == row["mask"]
 
 
+@pytest.mark.long
 def test_a_photo_that_is_away_for_the_moment_is_told_of_and_tried_again(
     sample_archive: Path, model: Path, joined: Cluster, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from s3fs import S3FileSystem
 
 from infra.s3_server import S3Server, fill
@@ -14,7 +15,7 @@ from tests.e2e.harness import SMALL, Cluster, audit, table_rows
 
 pytestmark = pytest.mark.e2e
 
-# Keys that a URL, a shell, a query or a file system would read in another way.
+# Keys are bytes of UTF-8 and no paths, whatever a URL, a shell, a query, a terminal or a page makes of them.
 ODD_NAMES = (
     "it's.jpg",
     'say "cheese".jpg',
@@ -23,6 +24,16 @@ ODD_NAMES = (
     "日本語 🏯.jpg",
     "cafe\u0301, decomposed.jpg",
     "UPPER.JPG",
+    "line\nbreak\r.jpg",
+    "tab\t, bell\a and escape\x1b[31m.jpg",
+    "'; DROP TABLE photos; --.jpg",
+    '"><script>alert(1)<script>.jpg',
+    "$(reboot) `reboot` %s {0}.jpg",
+    "%2e%2e%2f%00.jpg",
+    "?versionId=1#fragment&x=.jpg",
+    "* [a-z] ?.jpg",
+    "right-to-left \u202egpj.jpg",
+    "zero\u200bwidth \ufeff \U0001f3f4\u200d\u2620\ufe0f.jpg",
 )
 
 
@@ -34,18 +45,28 @@ def archive(s3: S3Server, sample_archive: Path) -> str:
     photo = (sample_archive / "photos/2024/launch/rocket.jpg").read_bytes()
     for name in ODD_NAMES:
         fs.call_s3("put_object", Bucket="photos", Key=f"archive/odd/{name}", Body=photo)
+        # The report names what is broken.
+        fs.call_s3("put_object", Bucket="photos", Key=f"archive/odd/broken {name}", Body=b"no photo")
+    fs.call_s3("put_object", Bucket="photos", Key="archive/folder.jpg/within.jpg", Body=photo)
     # Some clients leave an empty object for a folder; a neighbour's prefix may begin like ours.
     fs.call_s3("put_object", Bucket="photos", Key="archive/folder.jpg/", Body=b"")
     fs.call_s3("put_object", Bucket="photos", Key="archive-of-others/photo.jpg", Body=photo)
     return "s3://photos/archive"
 
 
-def test_an_archive_on_s3_is_audited_onto_s3(
-    archive: str, sample_archive: Path, model: Path, joined: Cluster
+def test_an_archive_on_s3_is_audited_onto_s3_under_whatever_keys_and_escaped_in_the_report(
+    archive: str,
+    sample_archive: Path,
+    model: Path,
+    joined: Cluster,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     truth = json.loads((sample_archive / "truth.json").read_text())
     expected = {f"{archive}/{name}": said["expected_status"] for name, said in truth.items()}
     expected |= {f"{archive}/odd/{name}": "ok" for name in ODD_NAMES}
+    expected |= {f"{archive}/odd/broken {name}": "unreadable" for name in ODD_NAMES}
+    expected[f"{archive}/folder.jpg/within.jpg"] = "ok"
 
     ran = audit(archive, "--out", "s3://out/audit", "--model", model, "--masks", "shards", *SMALL)
 
@@ -61,17 +82,18 @@ def test_an_archive_on_s3_is_audited_onto_s3(
     assert json.loads(storage.read_bytes(run.result)) == result
     report = storage.read_bytes(run.report).decode()
     assert "claims-50000x50000.png" in report
+    assert str(escape("broken '; DROP TABLE photos; --.jpg")) in report
+    assert "<script>alert(1)" not in report
+    assert "\x1b[31m" not in ran.out + ran.err
     # The gallery read its photos again from S3.
     assert "data:image/" in report
     shards = {row["mask_shard"].partition("/")[0] for row in found if row["mask_shard"]}
     assert {f"audit/masks/{shard}" for shard in shards} == {i["Key"] for i in _objects("out", "audit/masks/")}
 
     # Nothing new: no Ray is needed.
-    again = audit(
-        *(archive, "--out", "s3://out/audit", "--model", model, *SMALL),
-        environment={"RAY_ADDRESS": "127.0.0.1:1"},
-    )
-    assert again.result["photos"] == 0
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert main([archive, "--out", "s3://out/audit", "--model", str(model), *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["photos"] == 0
 
 
 def test_a_prefix_without_objects_is_refused_in_one_line(

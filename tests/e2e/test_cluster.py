@@ -50,6 +50,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_code(tmp_path_factory.mktemp("code"))
 
 
+@pytest.mark.long
 def test_who_has_no_token_can_submit_nothing(guarded: Cluster, tmp_path: Path) -> None:
     refused = ray_command(
         *(guarded, "job", "submit", "--address", guarded.dashboard, "--", "true"), cwd=tmp_path, token=False
@@ -114,6 +115,7 @@ def test_a_local_ray_wants_a_token_that_only_its_own_processes_have(tmp_path: Pa
     assert "authentication" not in ran.stderr
 
 
+@pytest.mark.long
 def test_decoding_does_not_run_away_from_a_slow_detector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_a_submitted_audit_fills_the_table(
     assert (out / "runs" / result["run_id"] / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_a_submitted_audit_that_fails_makes_the_command_fail_and_says_why_in_the_jobs_api(
     two_cpus: Cluster, code: Path, model: Path, tmp_path: Path
 ) -> None:

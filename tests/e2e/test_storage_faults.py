@@ -197,8 +197,7 @@ def test_a_server_that_goes_away_ends_the_run_in_one_line_and_the_next_run_compl
     assert "nothing answers at" in error or "error sending request" in error
     assert out == b""
 
-    again = audit(*command)
-    assert again.result["photos"] <= PHOTOS
+    audit(*command)
     assert found(s3, "s3://out/gone/table") == {f"{n:02d}": "ok" for n in range(PHOTOS)}
 
 

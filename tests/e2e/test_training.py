@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def patches(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(patches: Path, out: Path, epochs: int, recipe: str = "paper") -> list[str]:
-    arch = "bdnet-topdown-slim" if recipe == "fast" else "bdnet-resnet18"
+    arch = "bdnet-topdown-slim"  # the cheapest to train
     options = ["--arch", arch, "--recipe", recipe, "--init", "none"]
     return [str(patches), "--out", str(out), *options, "--epochs", str(epochs)]
 
@@ -66,6 +67,7 @@ def last_line(text: str) -> dict[str, object]:
     return json.loads(text.strip().splitlines()[-1])
 
 
+@pytest.mark.timeout(600)
 def test_two_workers_train_a_model_that_evaluates(
     patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,8 @@ def test_two_workers_train_a_model_that_evaluates(
     scores = last_line(capfd.readouterr().out)
     rows = pq.read_table(patches / "shard-00000.parquet").num_rows
     assert scores["patches"] == rows == 3 * 12 + 3 * 5
+    of_a_photo = pq.read_table(tmp_path / "photos.parquet").select(["name", "items"]).to_pylist()
+    assert Counter(row["items"] for row in of_a_photo) == {12: 3, 5: 3}
 
 
 @pytest.mark.long

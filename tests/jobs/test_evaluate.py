@@ -57,6 +57,7 @@ def test_maps_are_scored_into_result_and_table(folder, capsys):  # noqa: F811
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_a_colour_map_exits_1_from_a_worker_with_one_line_and_writes_nothing(folder, capsys):  # noqa: F811
     (folder / "maps/a.png").write_bytes((folder / "data/images/a.png").read_bytes())
     line = failed(capsys, folder / "data", "--maps", folder / "maps", "--out", folder / "out")
@@ -65,6 +66,7 @@ def test_a_colour_map_exits_1_from_a_worker_with_one_line_and_writes_nothing(fol
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_a_model_scores_every_patch_of_the_split_and_no_other(tmp_path, capsys):
     rows = [("a", "motion", "test")] * 20 + [("b", "defocus", "test"), ("c", "motion", "train")]
     source = write_patches(tmp_path / "patches", rows)
@@ -78,6 +80,7 @@ def test_a_model_scores_every_patch_of_the_split_and_no_other(tmp_path, capsys):
 
 @needs_data
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.data
 def test_published_maps_score_the_same_through_ray(tmp_path, capsys):
     arguments = [f"{DATA}/blurraw", "--maps", f"{DATA}/peer_maps/EFPN", "--split", "test", "--out", tmp_path]

@@ -1,9 +1,13 @@
+import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bdnet.card import Card
-from pipeline.audit import audit_digest
+from pipeline import storage
+from pipeline.audit import _remove_lists, audit_digest
+from pipeline.layout import AuditLayout
 
 CARD = Card("bdnet-resnet18", "abc", ranges={"first": 1.0, "second": 2.0})
 
@@ -42,3 +46,15 @@ def test_another_decoder_preprocessing_or_network_is_another_audit(
     before = audit_digest(CARD, 640)
     monkeypatch.setattr(f"pipeline.audit.{name}", value)
     assert audit_digest(CARD, 640) != before
+
+
+def test_lists_that_cannot_be_removed_do_not_fail_an_audit_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(uri: str) -> None:
+        raise PermissionError(13, "no right to delete", uri)
+
+    monkeypatch.setattr(storage, "remove_folder", refuse)
+    with caplog.at_level(logging.WARNING):
+        _remove_lists(str(tmp_path), AuditLayout(str(tmp_path)).run("this"))
+    assert "no right to delete" in caplog.text

@@ -162,11 +162,16 @@ def test_a_photo_turned_by_exif_is_paired_with_its_upright_mask(folder):
         ("masks/a.png", encoded(HALF // 2), ["the mask is grey (value 127", "255 where blurred"]),
         ("masks/a.png", encoded(np.zeros((3, 4, 3), np.uint8)), ["mode RGB", "grey PNG"]),
         ("masks/a.png", b"not a picture", ["unreadable", "save it as PNG"]),
+        (
+            "masks/a.png",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n",
+            ["not an image", "save it as PNG"],
+        ),
         ("masks/a.png", encoded(np.tile(HALF, (99, 99)))[:-200], ["unreadable", "save it as PNG"]),
         ("images/a.png", b"not a picture", ["replace the photo"]),
         ("images/a.png", b"", ["replace the photo"]),
     ],
-    ids=["size", "grey", "colour", "text", "cut off", "photo is text", "photo is empty"],
+    ids=["size", "grey", "colour", "text", "a program", "cut off", "photo is text", "photo is empty"],
 )
 def test_a_wrong_pair_is_refused(folder, file, data, parts):
     (folder / file).write_bytes(data)

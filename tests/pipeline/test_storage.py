@@ -1,5 +1,6 @@
 """Storage on this machine's disk, in memory, and on a real S3 server."""
 
+import errno
 import os
 import re
 import socket
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable
+from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
 from pipeline import storage
@@ -87,9 +89,9 @@ def test_a_uri_without_credentials_is_not_refused(uri):
     assert storage.normalize(uri) == uri
 
 
-@pytest.mark.parametrize("nothing", ["", " "])
-def test_an_empty_path_is_refused_as_it_may_be_a_variable_that_is_not_set(nothing):
-    with pytest.raises(ValueError, match="path or URI is empty"):
+@pytest.mark.parametrize("nothing", ["", " ", "s3://", "gs:///"])
+def test_an_empty_place_is_refused_as_it_may_be_a_variable_that_is_not_set(nothing):
+    with pytest.raises(ValueError, match=r"(is empty|names no bucket or host); is a variable of the command"):
         storage.normalize(nothing)
 
 
@@ -173,6 +175,15 @@ def test_what_is_written_is_there_and_read_back(root):
     assert storage.exists(uri)
     assert storage.read_bytes(uri) == b"two"
     assert storage.list_files(root) == [uri]
+
+
+def test_storage_that_does_not_answer_is_an_error_and_not_an_absence(tmp_path, monkeypatch):
+    def stale(self, path, **options):
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    monkeypatch.setattr(LocalFileSystem, "info", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        storage.exists(str(tmp_path / "checkpoint.pt"))
 
 
 def test_files_are_listed_sorted_and_by_suffix(root):
