@@ -287,12 +287,12 @@ def test_a_dry_run_counts_and_writes_nothing(
 
 
 def test_a_table_that_lost_a_file_is_one_clear_line(
-    audited: Audited, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    audited: Audited, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(audited.out / "table", tmp_path / "out/table")
     for part in (tmp_path / "out/table").glob("part-*.parquet"):
         part.unlink()
-    assert main([str(audited.photos), "--out", str(tmp_path / "out"), "--model", str(model), *SMALL]) == 1
+    assert main([str(audited.photos), "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: cannot read the table")
     assert captured.out == ""

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
-from pipeline import storage
+from pipeline import storage, storage_errors
 from pipeline.listing import local_uri
 from pipeline.storage_errors import classify, redacted
 
@@ -182,6 +182,7 @@ def test_storage_that_does_not_answer_is_an_error_and_not_an_absence(tmp_path, m
         raise OSError(errno.ESTALE, "Stale file handle", path)
 
     monkeypatch.setattr(LocalFileSystem, "info", stale)
+    monkeypatch.setattr(storage_errors.time, "sleep", lambda seconds: None)
     with pytest.raises(OSError, match="Stale file handle"):
         storage.exists(str(tmp_path / "checkpoint.pt"))
 
