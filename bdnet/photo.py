@@ -130,7 +130,7 @@ _MEMORY = MemoryBudget(Limits().max_memory)
 # Pillow's own blocks of 16 MiB stay with the thread that freed them, as glibc sees it, and with eight
 # threads that doubles the bound. Blocks of this size always go back to the system.
 Image.core.set_block_size(64 * 2**20)
-# Of a strip or a tile, which libtiff decodes whole.
+# Of a pixel of a strip or tile, which libtiff decodes whole.
 _TIFF_STRIP_BYTES = 8
 # At the peak, by the mode that Pillow decodes to: the picture, its copy in another mode, and a little for
 # the reduced one.

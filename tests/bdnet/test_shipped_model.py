@@ -65,7 +65,7 @@ def test_its_score_on_the_test_photos_is_the_one_of_its_card(shipped: Model, dat
             soft = Image.fromarray(shipped.probability(pixels)).resize(mask.size, Image.Resampling.BILINEAR)
             matrix += confusion(np.asarray(soft) >= 0.5, np.asarray(mask) > 0)
     measured = scores(matrix)["mean_iou"]
-    # A processor without bf16 computes in fp32, and bdnet-resnet18 was scored before convolutions were fused.
+    # The cards' scores are of bf16; a processor without it computes in fp32.
     assert measured == pytest.approx(shipped.card.scores["test"]["mean_iou"], abs=0.002)
     if shipped.card.arch == DEFAULT_MODEL:
         assert measured >= 0.825

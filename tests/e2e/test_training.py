@@ -57,8 +57,9 @@ def patches(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(patches: Path, out: Path, epochs: int, recipe: str = "paper") -> list[str]:
-    arch = "bdnet-topdown-slim"  # the cheapest to train
+def arguments(
+    patches: Path, out: Path, epochs: int, recipe: str = "paper", arch: str = "bdnet-resnet18"
+) -> list[str]:
     options = ["--arch", arch, "--recipe", recipe, "--init", "none"]
     return [str(patches), "--out", str(out), *options, "--epochs", str(epochs)]
 
@@ -72,7 +73,8 @@ def test_two_workers_train_a_model_that_evaluates(
     patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trained"
-    assert train.main([*arguments(patches, out, 1), "--workers", "2", "--terms", "free to use"]) == 0
+    command = arguments(patches, out, 1, arch="bdnet-topdown-slim")  # the cheapest to train
+    assert train.main([*command, "--workers", "2", "--terms", "free to use"]) == 0
     result = last_line(capfd.readouterr().out)
     assert result == json.loads((out / "result.json").read_text())
     assert result["epochs"] == 1
@@ -124,7 +126,8 @@ def test_a_killed_training_goes_on_from_its_last_epoch(
     recipe: str, epochs_before: int, patches: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "trained"
-    command = [sys.executable, "-m", "jobs.train", *arguments(patches, out, 4, recipe)]
+    arch = "bdnet-topdown-slim" if recipe == "fast" else "bdnet-resnet18"
+    command = [sys.executable, "-m", "jobs.train", *arguments(patches, out, 4, recipe, arch)]
     progress = out / "progress.json"
 
     first = subprocess.Popen(

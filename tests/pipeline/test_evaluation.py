@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -6,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 import bdnet.model
 import bdnet.networks
@@ -200,6 +202,17 @@ def test_a_parquet_file_that_is_no_shard_is_refused(tmp_path):
         "'photo' is missing",
         "jobs.prepare",
     )
+
+
+def test_a_shard_that_storage_denies_is_not_called_damaged(tmp_path, monkeypatch):
+    source = write_patches(tmp_path / "patches", [("a", "motion", "test")])
+
+    def deny(self, path, mode="rb", **options):
+        raise PermissionError(errno.EACCES, "Access Denied", path)
+
+    monkeypatch.setattr(LocalFileSystem, "_open", deny)
+    with pytest.raises(PermissionError, match="Access Denied"):
+        evaluation.find_inputs(source, "test", None)
 
 
 def test_out_inside_the_data_is_refused(folder):
