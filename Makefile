@@ -76,7 +76,7 @@ PYTEST_TWO_AT_ONCE := OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfi
 test: install  ## Run all tests but the long ones
 	$(PYTEST_TWO_AT_ONCE) -m "not long"
 
-test-long: install  ## Run the long tests (45 minutes, estimated): lost nodes and storage, faults that stay, every network
+test-long: install  ## Run the long tests (an hour or more, estimated): lost nodes and storage, faults that stay, every network
 	$(PY) -m pytest -m long
 
 test-fast: install  ## Run the tests that need no whole job
