@@ -41,7 +41,7 @@ help:  ## Show this help
 install: $(INSTALLED)  ## Create .venv with everything that the other commands need
 
 # Compiled on all cores, because pip does it on one; not left to Python, which where it may not write compiles
-# Ray and torch anew in each process. The folder left out holds a file for later Pythons.
+# Ray and torch anew in each process. What is left out is never imported here, or is for later Pythons.
 # Without build isolation: the setuptools that the lock file pins builds the project, no other is fetched.
 $(INSTALLED): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c '$(RIGHT_VERSION)' 2>/dev/null || { \
@@ -53,7 +53,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "pip keeps the downloads in its cache besides (pip cache purge removes them)."
 	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	$(PY) -m compileall -q -j 0 -x torch/testing/_internal $(VENV)/lib
+	$(PY) -m compileall -q -j 0 -x '/(tests|testing/_internal|rllib)/' $(VENV)/lib
 	$(PY) -m pip install --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional
 
 _BASIC = (64, 64, 128, 256, 512)
 _BOTTLENECK = (64, 256, 512, 1024, 2048)
@@ -54,35 +53,6 @@ class ResNetEncoder(nn.Module):
             if layer is not None:
                 features.append(layer(features[-1]))
         return features
-
-
-class TwoScaleEncoder(ResNetEncoder):
-    """ResNet's first three stages on the photo and, with weights of their own, on the photo at half its size.
-
-    The last features of the second lie at stride 32, as layer4's do, and what they start from has been seen
-    at half the stride: sizes of objects and of blur that are unusual at one scale are usual at the other.
-
-    Args:
-        name, pooling: as for ``ResNetEncoder``.
-    """
-
-    def __init__(self, name: str, pooling: nn.Module | None = None) -> None:
-        super().__init__(name, stages=3, pooling=pooling)
-        self.smaller = ResNetEncoder(name, stages=3, pooling=pooling)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Map float images N×3×H×W to seven features.
-
-        With ResNet's pooling the first four have strides 2, 4, 8, 16; then those of the half-sized photo have
-        8, 16, 32 of the photo's own pixels.
-        """
-        half = functional.avg_pool2d(images, 2, ceil_mode=True)
-        return [*super().forward(images), *self.smaller(half)[1:]]
-
-    def adapted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Torchvision's weights of one ResNet for both."""
-        own = self.smaller.state_dict()
-        return {**state, **{f"smaller.{key}": value for key, value in state.items() if key in own}}
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,6 @@ _RESNET18 = ENCODERS["resnet18"]
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "bdnet-topdown": TopDown,
     "bdnet-topdown-slim": partial(TopDown, slim=True),
-    "bdnet-twoscale": partial(TopDown, two_scale=True),
-    "bdnet-twoscale-slim": partial(TopDown, slim=True, two_scale=True),
     **{f"bdnet-{encoder}": partial(BDNet, encoder) for encoder in TOPS},
     "bdnet-typed-resnet18": TypedBDNet,
     **{f"fcn{stride}s-vgg16": partial(_fcn_vgg, stride) for stride in STRIDES},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdnet.decoder import enlarge, resize, score
-from bdnet.encoder import ENCODERS, ResNetEncoder, TwoScaleEncoder
+from bdnet.encoder import ENCODERS, ResNetEncoder
 from bdnet.output import BLUR_KINDS, Output
 
 WIDTH = 64
@@ -68,26 +68,18 @@ class TopDown(nn.Module):
         slim: pool the stem's maxima by three instead of two, so that all that follows costs four ninths while
             the stem, where blur is seen first, keeps its resolution; and smooth the finest features once
             instead of twice. The weights are a part of those of the whole network.
-        two_scale: see the photo at half its size too, with a second encoder.
     """
 
-    def __init__(self, slim: bool = False, two_scale: bool = False) -> None:
+    def __init__(self, slim: bool = False) -> None:
         super().__init__()
         stem, *levels = ENCODERS["resnet18"][:-1]
         self.pooled_by = 3 if slim else 2
         pooling = nn.MaxPool2d(self.pooled_by, ceil_mode=True) if slim else None
-        self.encoder = (
-            TwoScaleEncoder("resnet18", pooling)
-            if two_scale
-            else ResNetEncoder("resnet18", stages=3, pooling=pooling)
-        )
+        self.encoder = ResNetEncoder("resnet18", stages=3, pooling=pooling)
         # The last stage is narrower than ResNet's layer4, which has no better start than this one has.
         self.deep = nn.Sequential(conv(levels[-1], DEEP, stride=2), Residual(DEEP, 1), Residual(DEEP, 2))
         self.context = Context(DEEP, WIDTH)
         self.laterals = nn.ModuleList(conv(channels, WIDTH, kernel=1) for channels in levels)
-        # The half-sized photo's features lie one stride coarser: they join all levels but the finest.
-        joined = zip(levels, (WIDTH, WIDTH, DEEP), strict=True) if two_scale else ()
-        self.joins = nn.ModuleList(conv(channels, width, kernel=1) for channels, width in joined)
         depths = (1 if slim else 2, *(2 for _ in levels[1:]))
         self.smooths = nn.ModuleList(
             nn.Sequential(*(conv(WIDTH, WIDTH) for _ in range(depth))) for depth in depths
@@ -99,18 +91,11 @@ class TopDown(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Score normalised float images N×3×H×W (see ``preprocess.normalize``) of any size."""
-        stem, *features = self.encoder(images)
-        levels = features[: len(self.laterals)]
-        joined = [join(half) for join, half in zip(self.joins, features[len(levels) :], strict=True)]
-        deep = self.deep[0](levels[-1])
-        if joined:
-            deep = deep + joined[-1]
-        pyramid = [self.context(self.deep[1:](deep))]
+        stem, *levels = self.encoder(images)
+        pyramid = [self.context(self.deep(levels[-1]))]
         for index in reversed(range(len(levels))):
-            level = self.laterals[index](levels[index]) + enlarge(pyramid[-1], 2, levels[index])
-            if joined and index > 0:
-                level = level + joined[index - 1]
-            pyramid.append(self.smooths[index](level))
+            lateral = self.laterals[index](levels[index])
+            pyramid.append(self.smooths[index](lateral + enlarge(pyramid[-1], 2, levels[index])))
         coarse = self.score(pyramid[-1])
         # In channels_last memory two channels take four times as long to interpolate as two planes.
         half = enlarge(coarse.float().contiguous(), self.pooled_by, stem) + self.stem_score(stem)

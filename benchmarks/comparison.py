@@ -39,7 +39,6 @@ SYSTEMS = (
     Experiment("bdnet-resnet18, from scratch", "bdnet-resnet18", START, pretrained=False),
     Experiment("bdnet-typed-resnet18", "bdnet-typed-resnet18", START),
     Experiment("bdnet-topdown", "bdnet-topdown", START),
-    Experiment("bdnet-twoscale", "bdnet-twoscale", START),
     Experiment("fcn2s-resnet18", "fcn2s-resnet18", START),
     Experiment("unet-resnet18", "unet-resnet18", START),
     Experiment("dss-resnet18", "dss-resnet18", START),

@@ -196,7 +196,9 @@ def _init(address: str | None, logical_cpus: int) -> None:
 
     try:
         if address:
-            runtime_env = {"worker_process_setup_hook": leave_working_dir, "env_vars": WORKER_ENVIRONMENT}
+            # A copy: Ray adds to it.
+            environment = dict(WORKER_ENVIRONMENT)
+            runtime_env = {"worker_process_setup_hook": leave_working_dir, "env_vars": environment}
             ray.init(address=address, runtime_env=runtime_env, **quiet)
             return
         for name, value in WORKER_ENVIRONMENT.items():

@@ -1,13 +1,10 @@
 """The encoder is torchvision's ResNet cut into five taps, and says what an initialisation filled."""
 
-import math
-
 import pytest
 import torch
 import torchvision
-from torch import nn
 
-from bdnet.encoder import ENCODERS, ResNetEncoder, TwoScaleEncoder, load_imagenet, load_state
+from bdnet.encoder import ENCODERS, ResNetEncoder, load_imagenet, load_state
 
 BASIC = (64, 64, 128, 256, 512)
 BOTTLENECK = (64, 256, 512, 1024, 2048)
@@ -51,30 +48,6 @@ def test_the_five_taps_have_the_published_strides_and_channels(name, channels):
 def test_odd_sides_are_rounded_up_at_every_stride():
     features = on_meta("resnet18")(torch.empty(1, 3, 1, 33, device="meta"))
     assert [tuple(f.shape[2:]) for f in features] == [(1, 17), (1, 9), (1, 5), (1, 3), (1, 2)]
-
-
-def test_two_scales_are_the_photo_and_its_half_on_one_grid_of_strides_at_odd_sides_too():
-    torch.manual_seed(0)
-    encoder = TwoScaleEncoder("resnet18").eval()
-    images = torch.randn(1, 3, 97, 131)
-    with torch.no_grad():
-        features = encoder(images)
-        alone = ResNetEncoder.forward(encoder, images)
-        half = encoder.smaller(nn.functional.avg_pool2d(images, 2, ceil_mode=True))[1:]
-    assert all(torch.equal(a, b) for a, b in zip(features, [*alone, *half], strict=True))
-    strides = (2, 4, 8, 16, 8, 16, 32)
-    assert [tuple(f.shape[2:]) for f in features] == [
-        (math.ceil(97 / s), math.ceil(131 / s)) for s in strides
-    ]
-
-
-def test_both_scales_start_from_the_same_weights():
-    encoder, state = TwoScaleEncoder("resnet18"), resnet18_state()
-    report = load_state(encoder, state, "a file")
-    assert set(report.loaded) == set(encoder.state_dict())
-    assert {name.split(".")[0] for name in report.not_used} == {"layer4", "fc"}
-    for scale in (encoder, encoder.smaller):
-        assert torch.equal(scale.layer3[1].conv2.weight, state["layer3.1.conv2.weight"])
 
 
 def test_it_computes_what_torchvision_computes(encoder):

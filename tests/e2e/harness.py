@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable, QueryBuilder
 
+from jobs.audit import main
 from pipeline import storage
 from pipeline.layout import AuditLayout
 
@@ -94,6 +96,12 @@ def audit(*arguments: str | Path, environment: dict[str, str] | None = None) -> 
         timeout=JOB_WITHIN_S,
     )
     return Ran(ended.returncode, ended.stdout, ended.stderr)
+
+
+def audit_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
+    """The same in this process, which has imported everything already; for a test that joined a cluster."""
+    code = main([str(argument) for argument in arguments])
+    return Ran(code, *capsys.readouterr())
 
 
 def audit_command(*arguments: str | Path) -> list[str]:

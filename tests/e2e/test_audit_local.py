@@ -26,7 +26,7 @@ from pipeline.layout import AuditLayout
 from pipeline.schema import LISTING, MEASUREMENTS
 from pipeline.storage import local_etag
 from pipeline.view import current_view
-from tests.e2e.harness import SMALL, Cluster, Ran, audit, rows, table_rows
+from tests.e2e.harness import SMALL, Cluster, Ran, audit, audit_here, rows, table_rows
 
 pytestmark = pytest.mark.e2e
 
@@ -176,7 +176,12 @@ def test_a_second_run_audits_nothing_and_needs_no_ray(
 
 
 def test_each_night_audits_what_is_new_and_another_model_audits_all(
-    sample_archive: Path, model: Path, other_model: Path, joined: Cluster, tmp_path: Path
+    sample_archive: Path,
+    model: Path,
+    other_model: Path,
+    joined: Cluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     archive.mkdir()
@@ -189,7 +194,7 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
     for name in names:
         shutil.copy(sample_archive / "photos" / name, archive)
 
-    first = audit(archive, "--out", out, "--model", model, "--limit", "3", *SMALL)
+    first = audit_here(capsys, archive, "--out", out, "--model", model, "--limit", "3", *SMALL)
     assert first.result["photos"] == 3
     done = {Path(row["uri"]).name for row in table_rows(out)}
     assert len(done) == 3
@@ -197,7 +202,7 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
     changed = sorted(done)[0]
     shutil.copy(sample_archive / "photos/2024/garden/flower.jpg", archive / changed)
     shutil.copy(sample_archive / "photos/2024/broken/text.jpg", archive / "it's new, 100% & <i>so.jpg")
-    second = audit(archive, "--out", out, "--model", model, "--masks", "table", *SMALL)
+    second = audit_here(capsys, archive, "--out", out, "--model", model, "--masks", "table", *SMALL)
     assert second.result["photos"] == 3
     tonight = [row for row in table_rows(out) if row["run_id"] == second.result["run_id"]]
     left = {path.name for path in archive.iterdir()} - done
@@ -211,7 +216,7 @@ def test_each_night_audits_what_is_new_and_another_model_audits_all(
         local_etag((archive / changed).stat())
     }
 
-    third = audit(archive, "--out", out, "--model", other_model, "--masks", "shards", *SMALL)
+    third = audit_here(capsys, archive, "--out", out, "--model", other_model, "--masks", "shards", *SMALL)
     assert third.result["photos"] == 5
     found = table_rows(out)
     digests = Counter(row["audit_digest"] for row in found)

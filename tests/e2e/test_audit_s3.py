@@ -11,7 +11,7 @@ from infra.s3_server import S3Server, fill
 from jobs.audit import main
 from pipeline import storage
 from pipeline.layout import AuditLayout
-from tests.e2e.harness import SMALL, Cluster, audit, table_rows
+from tests.e2e.harness import SMALL, Cluster, audit_here, table_rows
 
 pytestmark = pytest.mark.e2e
 
@@ -68,7 +68,9 @@ def test_an_archive_on_s3_is_audited_onto_s3_under_whatever_keys_and_escaped_in_
     expected |= {f"{archive}/odd/broken {name}": "unreadable" for name in ODD_NAMES}
     expected[f"{archive}/folder.jpg/within.jpg"] = "ok"
 
-    ran = audit(archive, "--out", "s3://out/audit", "--model", model, "--masks", "shards", *SMALL)
+    ran = audit_here(
+        capsys, archive, "--out", "s3://out/audit", "--model", model, "--masks", "shards", *SMALL
+    )
 
     found = table_rows("s3://out/audit")
     assert {row["uri"]: row["status"] for row in found} == expected, ran.err

@@ -14,7 +14,7 @@ from jobs.audit import main
 from pipeline.execution import LARGEST_BLOCK
 from pipeline.layout import AuditLayout
 from pipeline.view import current_view
-from tests.e2e.harness import JOB_WITHIN_S, ROOT, SMALL, Cluster, audit, audit_command, table_rows
+from tests.e2e.harness import JOB_WITHIN_S, ROOT, SMALL, Cluster, audit_command, audit_here, table_rows
 
 pytestmark = pytest.mark.e2e
 
@@ -45,11 +45,11 @@ def test_a_listing_that_lost_many_photos_is_a_question_not_a_deletion(
 ) -> None:
     out = tmp_path / "out"
     command = [str(archive), "--out", str(out), "--model", str(model), *SMALL]
-    assert audit(*command).result["photos"] == 10
+    assert audit_here(capsys, *command).result["photos"] == 10
     for number in range(3):
         (archive / f"{number:04d}.jpg").unlink()
 
-    # No photo is left to be read: from here on no run needs Ray, nor a process of its own.
+    # No photo is left to be read: from here on no run needs Ray.
     assert main(command) == 1
     refusal = capsys.readouterr().err.splitlines()[-1]
     assert refusal.startswith("error: 3 of the 10 photos that were at")

@@ -172,7 +172,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch(
 @pytest.mark.parametrize(
     "arch",
     [
-        *("bdnet-topdown", "bdnet-twoscale", "bdnet-typed-resnet18", "unet", "segnet", "dss"),
+        *("bdnet-topdown", "bdnet-typed-resnet18", "unet", "segnet", "dss"),
         *(f"fcn{stride}s-vgg16" for stride in (32, 16, 8, 4, 2)),
         *("fcn2s-resnet18", "unet-resnet18", "dss-resnet18"),
     ],
