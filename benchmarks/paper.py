@@ -165,6 +165,9 @@ def answers(results: dict[str, list[Row]]) -> dict[str, defaultdict[str, str]]:
         "variants": {row["to"]: difference(row) for row in results["ablation"]},
         "systems": {row["system"]: difference(row) for row in results["comparison"]},
         "system_scores": {row["system"]: interval(row) for row in results["comparison"]},
+        "systems_by_photo": {
+            row["system"]: rounded("mean_iou_by_photo")(row) for row in results["comparison"]
+        },
         "folds": {f"{row['model']}, fold {row['fold']}": interval(row) for row in results["kfold"]},
         "failures": {row["region"]: percent("wrong")(row) for row in results["failures"]},
     }

@@ -42,7 +42,7 @@ def work(settings: Settings) -> dict[str, Any]:
         raise UsageError("--refine works on a model's maps; --maps are scored as they are")
     if settings.workers is not None and settings.workers < 1:
         raise UsageError("--workers must be at least 1")
-    model = settings.model if settings.maps is not None else settings.model or DEFAULT_MODEL
+    model = DEFAULT_MODEL if settings.model is None and settings.maps is None else settings.model
     return evaluate(
         Evaluation(
             source=settings.source,

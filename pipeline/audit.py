@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -28,7 +29,7 @@ from pipeline.progress import duration
 from pipeline.report import build_report
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, SCHEMA_VERSION
 from pipeline.steps import Provenance
-from pipeline.storage_errors import redacted
+from pipeline.storage_errors import patiently, redacted
 from pipeline.view import lost, previous_listing
 
 log = logging.getLogger("bdnet")
@@ -87,7 +88,7 @@ def check(settings: AuditSettings) -> Card:
         )
     if storage.is_inside(out, source) or storage.is_inside(source, out):
         raise ValueError(f"--out {out} and the source {source} lie in each other; choose another --out")
-    return read_card(settings.model)
+    return patiently(partial(read_card, settings.model), settings.model)
 
 
 def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
@@ -223,7 +224,8 @@ def _tidy(out: str, shares: cluster.Shares) -> None:
         )
     except (ray.exceptions.RayError, OSError, DeltaError) as error:
         # All photos have their rows; the next run tidies.
-        log.warning("small files were not joined: %s", redacted(str(error))[:300])
+        reason = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        log.warning("small files were not joined: %s", redacted(str(reason))[:300])
     else:
         if any(done.values()):
             log.info("%(compacted)d small files joined, %(removed)d old files removed", done)

@@ -14,14 +14,17 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bdnet.card import WORKING_SIZE
 from bdnet.output import BLUR_KINDS
-from bdnet.photo import decode
+from bdnet.photo import decode, size_at
 from pipeline import storage
 from pipeline.progress import Progress
 
 COLUMNS = ("name", "kind", "split")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
+# Long side of the photos that train as they are. BlurRaw has 640 pixels, one photo 950.
+LARGEST_AS_IS = 3 * WORKING_SIZE // 2
 # Reading waits for storage much longer than it computes.
 READ_THREADS = 8
 
@@ -94,6 +97,22 @@ def read_pair(photo: LabelledPhoto) -> tuple[np.ndarray, np.ndarray]:
     return pixels, mask
 
 
+def training_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which a photo trains: one of many pixels at working size, as audits see it."""
+    return size_at(width, height, WORKING_SIZE if max(width, height) > LARGEST_AS_IS else None)
+
+
+def at_training_size(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Resize a pair of ``read_pair`` to ``training_size``; a mask's pixel is blurred where half of it is."""
+    height, width = mask.shape
+    size = training_size(width, height)
+    if size == (width, height):
+        return pixels, mask
+    small = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    part = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BOX))
+    return np.asarray(small), np.where(part >= 128, np.uint8(255), np.uint8(0))
+
+
 def parse_mask(data: bytes, name: str) -> np.ndarray:
     """Decode a mask (1-bit or 8-bit grey) to uint8 H×W, strictly 0 or 255 = blurred.
 
@@ -135,8 +154,8 @@ def check_pairs(photos: Sequence[LabelledPhoto], smallest: int = 0) -> None:
     """Read every pair once, so that a job stops before it writes anything.
 
     Raises:
-        ValueError: the fault of the first photo, in order, that ``read_pair`` refuses or that has a side of
-            less than ``smallest`` pixels.
+        ValueError: the fault of the first photo, in order, that ``read_pair`` refuses or that has, at
+            training size, a side of less than ``smallest`` pixels.
     """
     checked = Progress("checked photos", len(photos))
     with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -147,10 +166,10 @@ def check_pairs(photos: Sequence[LabelledPhoto], smallest: int = 0) -> None:
 
 def _check_pair(photo: LabelledPhoto, smallest: int) -> None:
     _, mask = read_pair(photo)  # The pixels go at once: kept results would fill the memory.
-    height, width = mask.shape
+    width, height = training_size(mask.shape[1], mask.shape[0])
     if min(height, width) < smallest:
         raise ValueError(
-            f"{photo.image_uri} is {width}×{height}, smaller than a {smallest}² patch; "
+            f"{photo.image_uri} trains at {width}×{height}, smaller than a {smallest}² patch; "
             "use --cut photos or remove its row"
         )
 

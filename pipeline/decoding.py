@@ -8,6 +8,7 @@ is known and its neighbours are decoded.
 As a program it is what ``Isolated`` starts: a process with one thread, hence one that can fork.
 """
 
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ TIMEOUT_S = 120.0
 # What decoding may take by ``Limits.max_memory``, the file itself twice, and the libraries. If it is more
 # after all, this process ends and not the node.
 _MEMORY_OF_A_PROCESS = 3 * 2**30
+_END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def attempt() -> int:
@@ -132,7 +134,7 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         ours, theirs = Pipe(duplex=False)
-        child = fork.Process(target=_decode_into, args=(theirs, data, working_size, limits))
+        child = fork.Process(target=_decode_into, args=(connection, theirs, data, working_size, limits))
         child.start()
         theirs.close()
         try:
@@ -157,11 +159,17 @@ def _crashed(code: int) -> Photo:
     return Photo("unreadable", f"the decoder crashed on it ({how})")
 
 
-def _decode_into(connection: Connection, data: bytes, working_size: int | None, limits: Limits) -> None:
+def _decode_into(
+    asker: Connection, answer: Connection, data: bytes, working_size: int | None, limits: Limits
+) -> None:
+    # Who asks must see the process that forked this one end, also while decoding hangs.
+    asker.close()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_OF_A_PROCESS, _MEMORY_OF_A_PROCESS))
     # A crash is told by who waits for it; a core dump of every bad photo would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection.send(decode(data, working_size, limits))
+    answer.send(decode(data, working_size, limits))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from pipeline.scoring import (
     read_photos,
     score_items,
 )
+from pipeline.storage_errors import patiently
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     source, out = storage.normalize(evaluation.source), storage.normalize(evaluation.out)
     if storage.is_inside(out, source):
         raise ValueError(f"--out {evaluation.out} lies inside {source}; choose a folder outside the data.")
-    model = _resolve_model(evaluation.model) if evaluation.model else None
+    model = _resolve_model(evaluation.model) if evaluation.model is not None else None
     inputs = find_inputs(source, evaluation.split, evaluation.maps)
     _say(f"scoring {inputs.items} items of split {evaluation.split} of {source}: {model or evaluation.maps}")
     with connect(evaluation.workers) as shares:
@@ -138,7 +140,7 @@ def find_inputs(source: str, split: str, maps: str | None) -> Inputs:
 def _resolve_model(model: str) -> str:
     # Workers have another working folder: a relative path becomes absolute here.
     resolved = model if model in shipped_models() else storage.normalize(model)
-    read_card(resolved)  # A model that isn't there stops the job before Ray starts.
+    patiently(partial(read_card, resolved), resolved)  # One that isn't there stops the job before Ray starts.
     return resolved
 
 

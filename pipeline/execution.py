@@ -31,6 +31,7 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
 BLOCK_BYTES = 128 << 20
 # After SIGTERM, for files that are on their way to the driver; `ray job stop` kills after 3 s.
 GRACE_SECONDS = 1.0
+TOLD_TO_END = "told to end (SIGTERM); what was staged is committed, run it again"
 MIN_BLOCK_BYTES = 64 << 20
 # Detectors that work for so much of their time are what the run waits for.
 BUSY = 0.8
@@ -113,11 +114,13 @@ def work_off(
                         commit(if_due=True)
                         _check_denied(outcome, photos, plan)
                         if told_to_end.lasts() > GRACE_SECONDS:
-                            raise OSError("told to end (SIGTERM); what was staged is committed, run it again")
+                            raise OSError(TOLD_TO_END)
                 finally:
                     # Also when a step fails: what is staged and known here is not done twice.
                     check_lock()
                     commit(if_due=False)
+            if told_to_end.lasts() >= 0:
+                raise OSError(TOLD_TO_END)
     progress.close()
     # By row, never by block: every photo of the to-do has its answer.
     if outcome.photos != photos:

@@ -85,9 +85,8 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
 
     for entry in _entries(source):
         entries.add(1)
-        suffix = os.path.splitext(entry["uri"])[1].lower()
-        if suffix not in PHOTO_SUFFIXES:
-            name = LINKED_FOLDER if entry["uri"].endswith("/") else _counted(suffix)
+        if not _is_photo(entry["uri"]):
+            name = LINKED_FOLDER if entry["uri"].endswith("/") else _counted(_suffix(entry["uri"]))
             skipped[name if name in skipped or len(skipped) < COUNTED_SUFFIXES else OTHERS] += 1
             continue
         if photos == limit:
@@ -108,6 +107,14 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
 def read_listing(shard: str) -> pa.Table:
     """Read one shard of a listing."""
     return pq.read_table(io.BytesIO(storage.read_bytes(shard)), schema=LISTING)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_photo(name: str) -> bool:
+    return _suffix(name) in PHOTO_SUFFIXES
 
 
 def _counted(suffix: str) -> str:
@@ -179,8 +186,8 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
                     raise ValueError(
                         f"{source}: a row lacks uri, etag or size_bytes ({row['uri']}); fill it in"
                     )
-                if row["size_bytes"] < 0:
-                    raise ValueError(f"{source}: size_bytes of {row['uri']} is negative; correct it")
+                if not 0 <= row["size_bytes"] < 2**63:
+                    raise ValueError(f"{source}: size_bytes of {row['uri']} is no size; correct it")
                 try:
                     row["uri"] = storage.normalize_file(row["uri"])
                 except ValueError as error:
@@ -225,7 +232,7 @@ def _local_entries(source: str) -> Iterator[dict[str, Any]]:
             path = os.path.join(folder, name)
             try:
                 status = os.stat(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue  # a dangling link, or gone since its folder was read
             except OSError as error:
                 if error.errno == errno.ELOOP:
@@ -286,6 +293,7 @@ def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
     """Files below ``source``, by folders. ``fs.walk`` leaves out what can't be listed, as if it were gone."""
     fs, path = storage.filesystem(source)
     uri_of = storage.uri_maker(source)
+    is_web = source.startswith(("http://", "https://"))
     folders = [path]
     while folders:
         folder = folders.pop()
@@ -295,18 +303,31 @@ def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
         except FileNotFoundError:
             continue  # gone since the folder above was read
         for info in found:
+            if is_web and _leads_away(folder, info["name"]):
+                continue
             if info["type"] == "directory":
                 if info["name"].rstrip("/") != folder.rstrip("/"):
                     folders.append(info["name"])
+            elif not _is_photo(info["name"]):
+                yield {"uri": uri_of(info["name"])}
             else:
                 if not storage.tells_versions(info):
-                    info = _info(fs, info["name"])
+                    try:
+                        info = _info(fs, info["name"])
+                    except FileNotFoundError:
+                        continue  # a dead link, or gone since its folder was read
                 yield {
                     "uri": uri_of(info["name"]),
                     "etag": storage.info_etag(info),
                     "size_bytes": info.get("size") or 0,
                     "modified_at": None,
                 }
+
+
+def _leads_away(folder: str, name: str) -> bool:
+    """Whether a link on a web server's page is no file or folder right below: a parent, a way to sort."""
+    segment = name.removeprefix(folder.rstrip("/") + "/").rstrip("/")
+    return segment in ("", ".", "..") or not set("/?#").isdisjoint(segment)
 
 
 def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:

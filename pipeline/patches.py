@@ -25,7 +25,14 @@ from bdnet import photo as photos_in
 from bdnet.output import BLUR_KINDS
 from pipeline import storage
 from pipeline.cluster import Shares
-from pipeline.dataset import LabelledPhoto, check_pairs, parse_mask, read_dataset, read_pair
+from pipeline.dataset import (
+    LabelledPhoto,
+    at_training_size,
+    check_pairs,
+    parse_mask,
+    read_dataset,
+    read_pair,
+)
 from pipeline.progress import Progress
 from pipeline.schema import PATCHES
 
@@ -40,7 +47,7 @@ MANIFEST = "dataset.json"
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a photo, in its pixels."""
+    """A rectangle of a photo, in pixels of its training size."""
 
     left: int
     top: int
@@ -81,7 +88,8 @@ def _grid(side: int) -> list[int]:
 
 def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, object]]:
     """Yield the patches of one photo as rows of ``schema.PATCHES``."""
-    pixels, mask = read_pair(photo)
+    native, mask = read_pair(photo)
+    pixels, mask = at_training_size(native, mask)
     height, width = mask.shape
     try:
         chosen = windows(cut, photo.kind, width, height, _photo_rng(photo.name, seed))
@@ -93,8 +101,9 @@ def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, o
         if cut == "blurdb2" and image_patch.size != (PATCH, PATCH):
             image_patch = image_patch.resize((PATCH, PATCH), Image.Resampling.BICUBIC)
             mask_patch = mask_patch.resize((PATCH, PATCH), Image.Resampling.NEAREST)
-        # Whole photos keep their own file: it is smaller and nothing is lost.
-        image_bytes = storage.read_bytes(photo.image_uri) if cut == "photos" else _png(image_patch)
+        # Whole photos of training size keep their own file: it is smaller and nothing is lost.
+        own_file = cut == "photos" and pixels is native
+        image_bytes = storage.read_bytes(photo.image_uri) if own_file else _png(image_patch)
         yield {
             "photo": photo.name,
             "kind": photo.kind,
@@ -162,11 +171,15 @@ def shard_uris(patches: str) -> list[str]:
     """
     try:
         manifest = json.loads(storage.read_bytes(storage.join(patches, MANIFEST)))
+        return [storage.join(patches, name) for name in manifest["shards"]]
     except FileNotFoundError as error:
         raise ValueError(
             f"{patches} is no complete patch dataset ({MANIFEST} is missing); make it with jobs.prepare"
         ) from error
-    return [storage.join(patches, name) for name in manifest["shards"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{patches}/{MANIFEST} is not one that jobs.prepare wrote; see what lies there"
+        ) from error
 
 
 def manifest_digest(patches: str) -> str:

@@ -30,7 +30,7 @@ from pipeline import storage
 from pipeline.delta import query, quoted
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
-from pipeline.storage_errors import classify
+from pipeline.storage_errors import classify, visible
 from pipeline.view import NOT_AUDITED, PHOTOS, View, current_view, first, moment
 
 GALLERY_SIZE = 24
@@ -212,8 +212,8 @@ def render(view: View, summary: ReportSummary, found: Found, shown: list[Gallery
         skipped.update(run.skipped_by_suffix)
     unmeasured = summary.photos - summary.by_status.get("ok", 0) - summary.by_status.get(NOT_AUDITED, 0)
     return _template().render(
-        runs=[replace(run, source=_visible(run.source)) for run in view.runs],
-        title=", ".join(_visible(run.source) for run in view.outermost),
+        runs=[replace(run, source=visible(run.source)) for run in view.runs],
+        title=", ".join(visible(run.source) for run in view.outermost),
         summary=summary,
         working_sizes=sorted({run.working_size for run in view.runs}),
         written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -225,7 +225,7 @@ def render(view: View, summary: ReportSummary, found: Found, shown: list[Gallery
         not_audited=sum(summary.by_status.get(status, 0) for status in (*RETRYABLE_STATUSES, NOT_AUDITED)),
         histogram=_histogram(found.histogram),
         galleries=shown,
-        problems=[{**row, "name": _visible(view.name(row["uri"]))} for row in found.problems.to_pylist()],
+        problems=[{**row, "name": visible(view.name(row["uri"]))} for row in found.problems.to_pylist()],
         more_problems=unmeasured - found.problems.num_rows,
         skipped=sorted(skipped.items(), key=lambda item: (-item[1], item[0])),
     )
@@ -276,7 +276,7 @@ def _card(row: dict[str, Any], shorten: Callable[[str], str]) -> Card:
     except _GoneError as gone:
         images["problem"] = str(gone)
     return Card(
-        name=_visible(shorten(row["uri"])),
+        name=visible(shorten(row["uri"])),
         blurred_fraction=row["blurred_fraction"],
         focus=row["focus"],
         kind=row["blur_kind"],
@@ -309,11 +309,6 @@ def _jpeg_uri(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _visible(text: str) -> str:
-    """``text`` with what would not be seen, or would reorder the line, spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _facts(row: dict[str, Any]) -> list[str]:

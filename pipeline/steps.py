@@ -32,6 +32,8 @@ FETCH_THREADS = 8
 LIMITS = Limits()
 # Files that the threads of a process hold together, by the size that was listed.
 _FETCHED = MemoryBudget(LIMITS.max_bytes)
+# Careful decoding of a block ends long before ``stream.STALL_ENDS_SECONDS``, or its rows would never come.
+CAREFUL_SECONDS = 1200.0
 # Beginnings of a task, after which its photos are left for the next run: Ray itself would go on for ever.
 ATTEMPTS = 4
 
@@ -89,8 +91,8 @@ def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> Iterat
     working size: a photo that doesn't fit in waits for the others.
 
     After its worker died the task runs again, carefully: one photo after the other, in processes of their
-    own, so that the one that kills its decoder is known. If that doesn't help it is no photo's fault: the
-    block is left for the next run.
+    own, so that the one that kills its decoder is known, as many as CAREFUL_SECONDS allow. If that doesn't
+    help it is no photo's fault. What isn't decoded then is left for the next run.
 
     Raises:
         ValueError: this process decodes otherwise than ``decoder``, the version under which rows are kept.
@@ -106,7 +108,7 @@ def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> Iterat
         decoded = [{**row, "status": "timeout", "error": reason} for row in rows]
     elif attempts:
         with decoding.Isolated() as isolated:
-            decoded = [_read_and_decode_one(row, working_size, isolated.decode) for row in rows]
+            decoded = list(_read_and_decode_carefully(rows, working_size, isolated.decode))
     else:
         watchdog = decoding.Watchdog()
 
@@ -117,6 +119,18 @@ def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> Iterat
         with ThreadPoolExecutor(FETCH_THREADS) as pool:
             decoded = list(pool.map(lambda row: _read_and_decode_one(row, working_size, watched), rows))
     yield pa.Table.from_pylist(decoded, schema=_DECODED)
+
+
+def _read_and_decode_carefully(
+    rows: list[dict[str, Any]], working_size: int, decode: Callable[[bytes, int, Limits], Photo]
+) -> Iterator[dict[str, Any]]:
+    ends = time.monotonic() + CAREFUL_SECONDS
+    for row in rows:
+        if time.monotonic() < ends:
+            yield _read_and_decode_one(row, working_size, decode)
+        else:
+            reason = "others of its block took all the time there is: decoding them hangs, or storage does"
+            yield {**row, "status": "timeout", "error": reason}
 
 
 def _read_and_decode_one(

@@ -162,7 +162,7 @@ def explained(error: Exception, uri: str) -> OSError:
 def redacted(text: str) -> str:
     """``text`` in one line without credentials, signatures, query strings of URLs, and terminal colours.
 
-    Bytes of a file name that are no UTF-8 are spelled out: as they are no table takes them.
+    What no terminal should take from a file's name is spelled out, as are bytes that are no UTF-8.
     """
     text = text.encode(errors="backslashreplace").decode()
     for pattern, instead in _SECRETS:
@@ -170,7 +170,12 @@ def redacted(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET_NAME.search(name):
             text = text.replace(value, "…")
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """``text`` with what would not be seen, would reorder the line or command a terminal, spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # What S3 puts into a refusal to help with the signature is enough to repeat the request.

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from pipeline import storage
 from pipeline.cluster import Shares, check_gpus, quiet_ray_data, signals_kept, trainings_at_once
 from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
+from pipeline.storage_errors import patiently
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
 CROPS_AHEAD_BYTES = 1 << 30
@@ -258,7 +259,7 @@ def check_unseen(init: str, the_plan: Plan) -> str | None:
     """
     if not the_plan.validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
         return None
-    data = read_card(init).data
+    data = patiently(partial(read_card, init), init).data
     if data.get("photos_digest") != the_plan.photos_digest:
         return f"scores mean nothing if {init} was trained on the photos that validate now"
     if not set(the_plan.validation) <= set(data["validation_photos"]):
@@ -325,9 +326,10 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
         card_fields["ranges"] = measure_ranges(net, _some_patches(the_plan, recipe.working_size))
     elif settings.arch in INT8_ARCHITECTURES:
         print("this torch has no oneDNN: the model will not run in int8 anywhere", file=sys.stderr)
-    card = models.save(net, f"{settings.out}/model", card_fields)
+    folder = f"{settings.out}/model"
+    card = patiently(lambda: models.save(net, folder, card_fields), folder)
     return {
-        "model": f"{settings.out}/model",
+        "model": folder,
         "digest": card.digest,
         "val_mean_iou": metrics.get("val_mean_iou"),
         "epochs": recipe.epochs,
@@ -370,11 +372,14 @@ def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, An
     if at_once == 1:
         return [train(one, shares) for one in each]
     pool = ThreadPoolExecutor(at_once)
+    trainings = [pool.submit(train, one, shares) for one in each]
     try:
-        return list(pool.map(train, each, [shares] * len(each)))
+        for ended in as_completed(trainings):
+            ended.result()
     finally:
         # When one fails, or the job is told to end, the others end with Ray; their checkpoints stay.
         pool.shutdown(wait=False, cancel_futures=True)
+    return [training.result() for training in trainings]
 
 
 def _fit(config: LoopConfig, the_plan: Plan, settings: TrainingSettings, shares: Shares) -> None:

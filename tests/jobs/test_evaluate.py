@@ -43,6 +43,10 @@ def test_wrong_data_exits_1_with_one_line_and_writes_nothing(folder, capsys):  #
     assert not (folder / "out").exists()
 
 
+def test_a_model_whose_name_is_empty_is_no_other_model(folder, capsys):  # noqa: F811
+    assert "empty" in failed(capsys, folder / "data", "--model", "", "--out", folder / "out")
+
+
 @pytest.mark.e2e
 def test_maps_are_scored_into_result_and_table(folder, capsys):  # noqa: F811
     out = folder / "out"

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -55,6 +56,14 @@ def test_a_killed_starter_of_decoders_costs_one_photo_another_try(isolated):
     isolated._forker.kill()
     isolated._forker.wait()
     assert isolated.decode(jpeg(), 32, Limits()).status == "timeout"
+    assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
+
+
+def test_a_starter_that_is_killed_while_a_decoder_hangs_is_noticed(isolated, monkeypatch):
+    monkeypatch.setattr(decoding, "TIMEOUT_S", 600.0)
+    hanging = threading.Timer(1.0, isolated._forker.kill)
+    hanging.start()
+    assert isolated.decode(jpeg(comment="hang"), 32, Limits()).status == "timeout"
     assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
 
 

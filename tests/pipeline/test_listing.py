@@ -103,6 +103,7 @@ def test_links_to_photos_are_photos_but_no_link_traps_or_stops_the_walk(photos, 
     put(photos, "real.jpg", "sub/b.jpg")
     (photos / "link.jpg").symlink_to(photos / "real.jpg")
     (photos / "dangling.jpg").symlink_to(photos / "gone.jpg")
+    (photos / "dangling in a file.jpg").symlink_to(photos / "real.jpg" / "x.jpg")
     (photos / "itself.jpg").symlink_to(photos / "itself.jpg")
     (photos / "sub" / "up").symlink_to(photos)
     os.mkfifo(photos / "pipe.jpg")  # to open it would wait for ever
@@ -309,6 +310,15 @@ def test_a_web_server_is_a_source_and_its_time_of_change_tells_versions(photos, 
     assert len({row["etag"] for row in listed(web, tmp_path)[1]}) == 2
 
 
+def test_links_of_a_page_that_lead_away_from_its_folder_are_not_followed(photos, web, tmp_path):
+    put(photos, "in/a.jpg", "in/sub/b.jpg", "in/notes.txt", "out.jpg")
+    links = ("./", "../", "../../", "?C=N;O=D", "#top", "/out.jpg", "a.jpg", "sub/", "notes.txt", "dead.jpg")
+    (photos / "in/index.html").write_text("".join(f'<a href="{link}">{link}</a>\n' for link in links))
+    found, rows = listed(f"{web}in/", tmp_path)
+    assert [row["uri"].removeprefix(web) for row in rows] == ["in/a.jpg", "in/sub/b.jpg"]
+    assert found.skipped_by_suffix == {".txt": 1}
+
+
 @pytest.fixture
 def ftp(photos):
     """The address of an FTP server of the photos, which anybody may read."""
@@ -365,7 +375,7 @@ def test_a_manifest_line_that_stands_twice_is_one_photo_and_an_empty_one_is_refu
     pq.write_table(pa.Table.from_pylist([row, row, {**row, "etag": "2"}], schema=LISTING), manifest)
     assert write_listing(str(manifest), str(tmp_path / "listing")).photos == 2
     pq.write_table(pa.Table.from_pylist([{**row, "size_bytes": -1}], schema=LISTING), manifest)
-    with pytest.raises(ValueError, match=r"a\.jpg is negative"):
+    with pytest.raises(ValueError, match=r"a\.jpg is no size"):
         write_listing(str(manifest), str(tmp_path / "listing"))
     nameless = pa.table({"uri": pa.array([None], pa.string()), "etag": ["1"], "size_bytes": [1]})
     pq.write_table(

@@ -151,6 +151,21 @@ def test_whole_photos_keep_their_own_bytes(tmp_path):
     assert decode(row["image"], None).pixels.shape == (40, 60, 3)
 
 
+@pytest.mark.parametrize(("cut", "patches"), [("photos", 1), ("blurdb1", 12)])
+def test_a_photo_of_many_pixels_trains_at_working_size_as_audits_see_it(tmp_path, cut, patches):
+    photo = labelled(tmp_path, suffix=".jpg", width=2000, height=1000)
+    Image.fromarray(np.repeat([0, 255], 1000).astype(np.uint8)[None].repeat(1000, 0)).save(photo.mask_uri)
+    rows = list(cut_photo(photo, cut, 0))
+    assert len(rows) == patches
+    for row in rows:
+        assert row["left"] + row["width"] <= 640
+        assert row["top"] + row["height"] <= 320
+        image, mask = decode_patch(row)
+        assert image.shape[:2] == mask.shape == (row["height"], row["width"])
+        blurred_from = np.clip(320 - row["left"], 0, row["width"])
+        assert (mask == np.where(np.arange(row["width"]) < blurred_from, 0, 255)).all()
+
+
 @pytest.mark.parametrize("cut", ["blurdb1", "blurdb2"])
 @pytest.mark.parametrize("size", [(255, 400), (400, 255)])
 def test_a_photo_smaller_than_a_patch_is_refused_by_name(tmp_path, cut, size):
@@ -170,6 +185,13 @@ def test_a_patch_that_is_broken_names_its_photo(tmp_path):
 def test_a_folder_without_a_manifest_is_no_patch_dataset(tmp_path):
     (tmp_path / "shard-00000.parquet").write_bytes(b"of a run that was killed")
     with pytest.raises(ValueError, match="no complete patch dataset"):
+        shard_uris(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"shards": 1}', "no JSON"])
+def test_a_dataset_json_of_another_program_is_named(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match="is not one that jobs.prepare wrote"):
         shard_uris(str(tmp_path))
 
 

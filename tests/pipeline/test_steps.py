@@ -321,6 +321,14 @@ def test_a_task_that_runs_again_goes_carefully_and_gives_the_same_rows(archive, 
     assert carefully.select(untimed).equals(decoded.select(untimed))
 
 
+def test_photos_for_which_careful_decoding_has_no_time_left_are_for_the_next_run(archive, monkeypatch):
+    monkeypatch.setattr(decoding, "attempt", lambda: 1)
+    monkeypatch.setattr(steps, "CAREFUL_SECONDS", 0.0)
+    [carefully] = read_and_decode(archive, 64, decoder_version())
+    assert carefully.select(LISTING.names) == archive
+    assert set(carefully["status"].to_pylist()) == {"timeout"}
+
+
 def test_a_block_whose_workers_die_again_and_again_is_left_for_the_next_run(archive, monkeypatch):
     monkeypatch.setattr(decoding, "attempt", lambda: ATTEMPTS)
     [given_up] = read_and_decode(archive, 64, decoder_version())

@@ -234,6 +234,10 @@ def test_credentials_are_taken_out_and_the_rest_stays(monkeypatch, text):
     assert clean.endswith(" after")
 
 
+def test_what_commands_a_terminal_or_reorders_a_line_is_spelled_out():
+    assert redacted("a\x1b]0;title\x07\x9b2J\u202egpj 日本") == r"a\x1b]0;title\x07\x9b2J\u202egpj 日本"
+
+
 @pytest.mark.parametrize(
     "text",
     [
