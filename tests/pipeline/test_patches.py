@@ -191,7 +191,7 @@ def test_a_folder_without_a_manifest_is_no_patch_dataset(tmp_path):
 @pytest.mark.parametrize("content", ["{}", "[]", '{"shards": 1}', "no JSON"])
 def test_a_dataset_json_of_another_program_is_named(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(ValueError, match="is not one that jobs.prepare wrote"):
+    with pytest.raises(ValueError, match=r"is not one that jobs\.prepare wrote"):
         shard_uris(str(tmp_path))
 
 

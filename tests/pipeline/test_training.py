@@ -246,6 +246,26 @@ def test_each_fold_trains_in_its_own_folder_from_its_own_start(monkeypatch: pyte
     ]
 
 
+def test_a_fold_that_fails_is_told_while_another_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+
+    def train(settings: TrainingSettings, its: object) -> dict[str, object]:
+        if settings.fold:
+            raise OSError("no room on the disk")
+        assert told.wait(30)
+        return {}
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "plan", lambda *its: its)
+    monkeypatch.setattr(training, "check_unseen", lambda init, the_plan: None)
+    monkeypatch.setattr(training, "trainings_at_once", lambda workers: 2)
+    try:
+        with pytest.raises(OSError, match="no room on the disk"):
+            train_folds(to_train(validation_folds=2), shares([Node(4)]))
+    finally:
+        told.set()
+
+
 def test_a_start_that_fits_one_fold_alone_is_refused_before_any_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
