@@ -1,8 +1,10 @@
-"""The README's lines are run as they stand."""
+"""The README's Python is run as it stands; the commands of all pages have the options that they are given."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tyro
 from PIL import Image
 
 from benchmarks.command import read_csv
@@ -23,6 +26,13 @@ from pipeline.view import Run
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "infra").glob("*.md")))
+COMMANDS = [
+    pytest.param(shlex.split(command, comments=True), id=f"{page.name}: {command}")
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    for command in re.findall(r"python -m (jobs\..*)", block.replace("\\\n", " "))
+]
 
 
 def run(code: str, folder: Path) -> str:
@@ -120,6 +130,12 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
         link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_documentation_has_the_options_that_it_is_given(command: list[str]) -> None:
+    job, *arguments = command
+    tyro.cli(importlib.import_module(job).Settings, args=arguments)  # leaves where it can't parse them
 
 
 def test_the_readmes_scores_are_those_of_the_table() -> None:
