@@ -1,4 +1,4 @@
-"""ResNet encoder: the five feature maps that BDNet scores; torchvision's code and names. ImageNet weights.
+"""ResNet encoder: the five feature maps that BDNet scores, under torchvision's names. ImageNet weights.
 
 He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016.
 """
@@ -6,8 +6,9 @@ He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torchvision
 from torch import Tensor, nn
+
+from bdnet import resnet
 
 _BASIC = (64, 64, 128, 256, 512)
 _BOTTLENECK = (64, 256, 512, 1024, 2048)
@@ -33,14 +34,13 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, name: str, stages: int = 4, pooling: nn.Module | None = None) -> None:
         super().__init__()
-        resnet = torchvision.models.get_model(name, weights=None)
+        parts = resnet.parts(name)
         self.weights = f"ResNet{name.removeprefix('resnet')}_Weights.IMAGENET1K_V1"
-        self.conv1, self.bn1, self.relu = resnet.conv1, resnet.bn1, resnet.relu
-        self.maxpool = pooling or resnet.maxpool
-        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
-        self.layer3 = resnet.layer3
+        self.conv1, self.bn1, self.relu = parts["conv1"], parts["bn1"], parts["relu"]
+        self.maxpool = pooling or parts["maxpool"]
+        self.layer1, self.layer2, self.layer3 = parts["layer1"], parts["layer2"], parts["layer3"]
         if stages == 4:
-            self.layer4 = resnet.layer4
+            self.layer4 = parts["layer4"]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map float images N×3×H×W to stages + 1 features.
@@ -81,6 +81,8 @@ def load_imagenet(encoder: nn.Module) -> InitReport:
     name = getattr(encoder, "weights", None)
     if name is None:
         raise ValueError("this network's encoder has no ImageNet weights; start it with --init none")
+    import torchvision  # takes seconds, which only those pay who begin a training with it
+
     weights = torchvision.models.get_weight(name)
     return load_state(
         encoder, weights.get_state_dict(progress=True, check_hash=True), f"torchvision {weights}"

@@ -10,9 +10,9 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bdnet.encoder import ResNetEncoder
+from bdnet.resnet import Block
 
 
 class FusedConv(nn.Module):
@@ -40,15 +40,12 @@ class FusedConv(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """torchvision's residual block: the last convolution adds the shortcut and rectifies."""
+    """A residual block: the last convolution adds the shortcut and rectifies."""
 
-    def __init__(self, block: BasicBlock | Bottleneck, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
-        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
-        if isinstance(block, Bottleneck):
-            pairs.append((block.conv3, block.bn3))
         self.convs = nn.ModuleList(
-            FusedConv(fuse_conv_bn_eval(*pair), relu=True, dtype=dtype) for pair in pairs
+            FusedConv(fuse_conv_bn_eval(*pair), relu=True, dtype=dtype) for pair in block.pairs()
         )
         self.downsample = None if block.downsample is None else _fused(block.downsample, dtype)
 
@@ -68,13 +65,15 @@ def optimize(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _fused(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Replace what can be fused in ``module`` and below it."""
-    if isinstance(module, BasicBlock | Bottleneck):
+    if isinstance(module, Block):
         return FusedBlock(module, dtype)
     if isinstance(module, nn.Conv2d):
         return FusedConv(module, relu=False, dtype=dtype)
     if isinstance(module, nn.ConvTranspose2d | nn.Linear):
         return module.to(dtype)
     if isinstance(module, ResNetEncoder):
+        assert isinstance(module.conv1, nn.Conv2d)
+        assert isinstance(module.bn1, nn.BatchNorm2d)
         module.conv1 = FusedConv(fuse_conv_bn_eval(module.conv1, module.bn1), relu=True, dtype=dtype)
         module.bn1 = module.relu = nn.Identity()
     # Wherever a ModuleList here holds convolutions and ReLUs, they run in its order too.

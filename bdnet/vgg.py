@@ -4,7 +4,6 @@ Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Rec
 torchvision's code and names.
 """
 
-import torchvision
 from torch import Tensor, nn
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -14,6 +13,8 @@ class VGG16Encoder(nn.Module):
     """VGG16 without its classifier, under torchvision's parameter names."""
 
     def __init__(self, batch_norm: bool) -> None:
+        import torchvision  # takes seconds, which the shipped models' processes need not pay
+
         super().__init__()
         self.weights = f"VGG16{'_BN' if batch_norm else ''}_Weights.IMAGENET1K_V1"
         constructor = torchvision.models.vgg16_bn if batch_norm else torchvision.models.vgg16

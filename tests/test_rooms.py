@@ -60,6 +60,18 @@ def test_bdnet_comes_up_without_ray_and_the_other_rooms():
     assert result.stdout.strip() == "[]"
 
 
+def test_a_detector_does_not_pay_for_torchvision():
+    # It imports torch's compiler too: seconds, and 160 MB.
+    code = (
+        "import sys, bdnet.model, bdnet.networks\n"
+        "bdnet.networks.build('bdnet-topdown')\n"
+        "print({'torchvision', 'torch._dynamo'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "set()"
+
+
 def test_only_detectors_pay_for_torch():
     # It takes seconds and hundreds of MB, in the driver and in each worker that decodes or writes.
     code = (

@@ -50,13 +50,24 @@ def test_odd_sides_are_rounded_up_at_every_stride():
     assert [tuple(f.shape[2:]) for f in features] == [(1, 17), (1, 9), (1, 5), (1, 3), (1, 2)]
 
 
-def test_it_computes_what_torchvision_computes(encoder):
-    whole = torchvision.models.resnet18(weights=None).eval()
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_it_computes_what_torchvision_computes(name):
+    encoder, whole = ResNetEncoder(name).eval(), getattr(torchvision.models, name)(weights=None).eval()
     load_state(encoder, whole.state_dict(), "torchvision")
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         deepest = encoder(images)[-1]
         assert torch.allclose(whole.fc(deepest.mean(dim=(2, 3))), whole(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_seed_gives_the_start_that_it_gives_torchvision(name):
+    torch.manual_seed(0)
+    ours = ResNetEncoder(name).state_dict()
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(weights=None).state_dict()
+    assert set(theirs) - set(ours) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def test_a_whole_file_leaves_only_the_classifier_unused(encoder):
