@@ -100,6 +100,7 @@ with cluster.connect():
 """
 
 
+@pytest.mark.long
 def test_a_local_ray_wants_a_token_that_only_its_own_processes_have(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     ran = subprocess.run(

@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
@@ -70,7 +68,7 @@ def last_line(text: str) -> dict[str, object]:
     return json.loads(text.strip().splitlines()[-1])
 
 
-def test_two_workers_train_a_model_that_evaluates(
+def test_two_workers_train_a_model_that_loads(
     patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trained"
@@ -88,18 +86,6 @@ def test_two_workers_train_a_model_that_evaluates(
     assert card.data["terms"] == "free to use"
     assert len(card.data["validation_photos"]) == 2
     assert str(patches) not in json.dumps(card.training)
-
-    assert (
-        evaluate.main(
-            [str(patches), "--model", str(out / "model"), "--split", "train", "--out", str(tmp_path)]
-        )
-        == 0
-    )
-    scores = last_line(capfd.readouterr().out)
-    rows = pq.read_table(patches / "shard-00000.parquet").num_rows
-    assert scores["patches"] == rows == 3 * 12 + 3 * 5
-    of_a_photo = pq.read_table(tmp_path / "photos.parquet").select(["name", "items"]).to_pylist()
-    assert Counter(row["items"] for row in of_a_photo) == {12: 3, 5: 3}
 
 
 @pytest.mark.long

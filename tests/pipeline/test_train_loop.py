@@ -146,6 +146,7 @@ def work_as_one_of_two(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_workers_end_with_the_same_weights_and_the_score_of_what_is_exported(tmp_path: Path) -> None:
     write_start(tmp_path)
     rows = [patch(name, "motion", left=left) for left, name in enumerate([*PHOTOS, "trained"])]
