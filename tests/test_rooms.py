@@ -29,6 +29,13 @@ def imported(code: str, room: str) -> set[str]:
     return names
 
 
+def said(code: str) -> str:
+    """What ``code`` prints in a process of its own."""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_no_file_imports_against_the_arrows(room):
     files = sorted((ROOT / room).rglob("*.py"))
@@ -55,9 +62,7 @@ def test_bdnet_comes_up_without_ray_and_the_other_rooms():
         "[importlib.import_module(f'bdnet.{m.name}') for m in pkgutil.iter_modules(bdnet.__path__)]\n"
         "print(sorted({n.split('.')[0] for n in sys.modules} & {'ray', 'pipeline', 'jobs', 'infra'}))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "[]"
+    assert said(code) == "[]"
 
 
 def test_a_detector_does_not_pay_for_torchvision():
@@ -67,9 +72,7 @@ def test_a_detector_does_not_pay_for_torchvision():
         "bdnet.networks.build('bdnet-topdown')\n"
         "print({'torchvision', 'torch._dynamo'} & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "set()"
+    assert said(code) == "set()"
 
 
 def test_only_detectors_pay_for_torch():
@@ -78,6 +81,4 @@ def test_only_detectors_pay_for_torch():
         "import sys, jobs.audit, jobs.evaluate, pipeline.steps, pipeline.scoring\n"
         "print('torch' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "False"
+    assert said(code) == "False"
