@@ -10,17 +10,8 @@ from torch import Tensor, nn
 
 from bdnet import resnet
 
-_BASIC = (64, 64, 128, 256, 512)
-_BOTTLENECK = (64, 256, 512, 1024, 2048)
-
 # Channels of the taps at strides 2, 4, 8, 16, 32.
-ENCODERS = {
-    "resnet18": _BASIC,
-    "resnet34": _BASIC,
-    "resnet50": _BOTTLENECK,
-    "resnet101": _BOTTLENECK,
-    "resnet152": _BOTTLENECK,
-}
+ENCODERS = {name: resnet.channels(name) for name in resnet.DEPTHS}
 
 
 class ResNetEncoder(nn.Module):

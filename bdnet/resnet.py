@@ -23,6 +23,12 @@ EXPANSION = 4
 CLASSES = 1000
 
 
+def channels(name: str) -> tuple[int, ...]:
+    """Channels of the stem and of the four stages."""
+    expansion = 1 if name in WITHOUT_BOTTLENECKS else EXPANSION
+    return (STEM, *(expansion * width for width in WIDTHS))
+
+
 class Block(nn.Module):
     """Two convolutions, or three with a bottleneck, beside a shortcut."""
 
@@ -68,12 +74,12 @@ def parts(name: str) -> dict[str, nn.Module]:
         "relu": nn.ReLU(inplace=True),
         "maxpool": nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
     }
-    inputs = STEM
+    inputs, *outputs = channels(name)
     for number, (width, depth) in enumerate(zip(WIDTHS, DEPTHS[name], strict=True), 1):
         blocks = []
         for index in range(depth):
             blocks.append(Block(inputs, width, 2 if index == 0 and number > 1 else 1, bottleneck))
-            inputs = EXPANSION * width if bottleneck else width
+            inputs = outputs[number - 1]
         layers[f"layer{number}"] = nn.Sequential(*blocks)
     # The classifier goes, but it is drawn: the same seed gives the same network as torchvision's.
     nn.Linear(inputs, CLASSES)

@@ -102,15 +102,18 @@ def training_size(width: int, height: int) -> tuple[int, int]:
     return size_at(width, height, WORKING_SIZE if max(width, height) > LARGEST_AS_IS else None)
 
 
-def at_training_size(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Resize a pair of ``read_pair`` to ``training_size``; a mask's pixel is blurred where half of it is."""
+def at_training_size(
+    photo: LabelledPhoto, pixels: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A pair of ``read_pair`` at its ``training_size``; a mask's pixel is blurred where half of it is."""
     height, width = mask.shape
     size = training_size(width, height)
     if size == (width, height):
         return pixels, mask
-    small = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    small = decode(read_file(photo.image_uri), WORKING_SIZE).pixels
+    assert small is not None, "it was decoded before"
     part = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BOX))
-    return np.asarray(small), np.where(part >= 128, np.uint8(255), np.uint8(0))
+    return small, np.where(part >= 128, np.uint8(255), np.uint8(0))
 
 
 def parse_mask(data: bytes, name: str) -> np.ndarray:

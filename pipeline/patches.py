@@ -89,7 +89,7 @@ def _grid(side: int) -> list[int]:
 def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, object]]:
     """Yield the patches of one photo as rows of ``schema.PATCHES``."""
     native, mask = read_pair(photo)
-    pixels, mask = at_training_size(native, mask)
+    pixels, mask = at_training_size(photo, native, mask)
     height, width = mask.shape
     try:
         chosen = windows(cut, photo.kind, width, height, _photo_rng(photo.name, seed))

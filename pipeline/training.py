@@ -215,7 +215,7 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
     if init == "imagenet":
         return _encoder_filled(net, load_imagenet(net.get_submodule("encoder")))
     if not init.endswith(".safetensors"):
-        trained, card = models.read_network(init)
+        trained, card = patiently(partial(models.read_network, init), init)
         # A decoder may be a part of the trained one; an encoder with blocks left out makes no sense.
         needed = net.state_dict().keys() | _encoder_names(trained)
         try:

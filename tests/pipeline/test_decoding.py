@@ -61,8 +61,7 @@ def test_a_killed_starter_of_decoders_costs_one_photo_another_try(isolated):
 
 def test_a_starter_that_is_killed_while_a_decoder_hangs_is_noticed(isolated, monkeypatch):
     monkeypatch.setattr(decoding, "TIMEOUT_S", 600.0)
-    hanging = threading.Timer(1.0, isolated._forker.kill)
-    hanging.start()
+    threading.Timer(1.0, isolated._forker.kill).start()
     assert isolated.decode(jpeg(comment="hang"), 32, Limits()).status == "timeout"
     assert isolated.decode(jpeg(), 32, Limits()).status == "ok"
 

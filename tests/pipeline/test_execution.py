@@ -1,11 +1,15 @@
 """How a to-do is cut into blocks, and what a run says about its own time."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import execution
 from pipeline.cluster import Node, shares
 from pipeline.execution import (
     BLOCK_BYTES,
@@ -16,7 +20,9 @@ from pipeline.execution import (
     Plan,
     _check_denied,
     _windows,
+    work_off,
 )
+from pipeline.ledger import Committer
 from pipeline.schema import LISTING
 from pipeline.steps import Provenance
 
@@ -57,6 +63,21 @@ def test_blocks_are_small_at_both_ends_of_a_run_and_large_between(tmp_path: Path
     assert max(blocks[-ends:]) == SMALLEST_BLOCK
     assert max(blocks) == LARGEST_BLOCK
     assert sum(block for block in blocks if block == LARGEST_BLOCK) >= 20_000 / 2
+
+
+def test_a_signal_that_came_in_the_last_moment_ends_the_run_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_rows(dataset: object) -> Iterator[list[dict[str, Any]]]:
+        yield []
+
+    monkeypatch.setattr(execution, "_steps", lambda window, plan: None)
+    monkeypatch.setattr(execution, "stream", no_rows)
+    monkeypatch.setattr(execution._Noted, "lasts", lambda noted: execution.GRACE_SECONDS / 2)
+    plan = Plan("out", "model", 640, "table", 1.0, 1, Provenance("m", "a", "r"), shares([Node(4)]))
+    committer = cast(Committer, SimpleNamespace(flush=lambda if_due: None))
+    with pytest.raises(OSError, match="told to end"):
+        work_off(write_to_do(tmp_path, [1]), plan, committer, committer, lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,9 @@ def test_a_photo_of_many_pixels_trains_at_working_size_as_audits_see_it(tmp_path
         assert row["top"] + row["height"] <= 320
         image, mask = decode_patch(row)
         assert image.shape[:2] == mask.shape == (row["height"], row["width"])
+        if cut == "photos":
+            audited = decode(Path(photo.image_uri).read_bytes(), 640)
+            np.testing.assert_array_equal(image, audited.pixels)
         blurred_from = np.clip(320 - row["left"], 0, row["width"])
         assert (mask == np.where(np.arange(row["width"]) < blurred_from, 0, 255)).all()
 
