@@ -113,7 +113,9 @@ bench-peers: $(PEERS)/.installed  ## Measure against other tools and decoders an
 WEIGHTS ?= $(or $(abspath $(wildcard $(BDNET_DATA)/../weights/resnet18*.safetensors)),imagenet)
 PAPER := out/paper
 
-paper: install  ## Train and score what the paper's tables lack (all: 17 hours on 2 cores, estimated; resumable)
+# Folds in out/ are gone on from, others trained anew: then the cards of the shipped models have other scores
+# than the tables, until `benchmarks.ship` ships models that were made with these folds.
+paper: install  ## Train folds, train and score what the tables lack (all: 17 hours on 2 cores, estimated; resumable)
 	@for part in blurraw archive peer_maps; do test -d "$(BDNET_DATA)/$$part" || { \
 		echo "$$part/ is needed. Say: make paper BDNET_DATA=<folder that holds it> (docs/training.md, The data)"; \
 		exit 1; } >&2; done

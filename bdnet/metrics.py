@@ -11,6 +11,8 @@ import numpy as np
 
 # The blur and saliency literature weighs precision above recall.
 BETA_SQUARED = 0.3
+# A confusion matrix as columns, by truth and prediction.
+CELLS = ("tn", "fp", "fn", "tp")
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou", "iou_blurred", "f_beta")
 
 

@@ -43,16 +43,46 @@ try:
 except ImportError:
     pillow_heif = None  # type: ignore[assignment]
 
-_DECODER_VERSION = "2"  # raise it when the pixels or the status of any photo change
+_DECODER_VERSION = "3"  # raise it when the pixels or the status of any photo change
+
+# The only text chunks of a PNG that Pillow reads facts from: its EXIF and its XMP.
+_PNG_FACTS = ("Raw profile type exif", "XML:com.adobe.xmp")
+
+
+class _Png(PngImagePlugin.PngImageFile):
+    """Without other texts beside the facts: Pillow would take one named "interlace" for how pixels lie."""
+
+    def _open(self) -> None:
+        super()._open()
+        self._drop_texts()
+
+    def load_end(self) -> None:
+        super().load_end()
+        self._drop_texts()
+
+    def _drop_texts(self) -> None:
+        for name in [name for name, value in self.info.items() if isinstance(value, str)]:
+            if name not in _PNG_FACTS:
+                del self.info[name]
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Without Pillow's own bound on pixels, which a TIFF alone meets again when it is loaded."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        super().load_prepare()
+
 
 # The plugins are called by name, not through Image.open: nothing else (EPS runs Ghostscript) can be
 # reached, and Pillow's own bound, which would refuse an honest panorama, needs no change for the whole
 # process. An MPO is a JPEG whose first picture is the photo.
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
-    "png": PngImagePlugin.PngImageFile,
+    "png": _Png,
     "webp": WebPImagePlugin.WebPImageFile,
-    "tiff": TiffImagePlugin.TiffImageFile,
+    "tiff": _Tiff,
     "gif": GifImagePlugin.GifImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
 }
@@ -99,11 +129,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_NEW_SUBFILE_TYPE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 262, 330, 50706
+_NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 258, 262, 330, 50706
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
 # Where the pixel data starts and how many bytes it has, as strips or as tiles.
 _DATA_TAGS = ((273, 279), (324, 325))
-_COLOUR_FILTER_ARRAY = 32803
+_WHITE_IS_ZERO, _COLOUR_FILTER_ARRAY = 0, 32803
 _TIFF_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 # Pillow reports some damage through logging; without a handler Python prints that on stderr. (What libtiff
@@ -132,12 +162,15 @@ _MEMORY = MemoryBudget(Limits().max_memory)
 Image.core.set_block_size(64 * 2**20)
 # Of a pixel of a strip or tile, which libtiff decodes whole.
 _TIFF_STRIP_BYTES = 8
+_SAMPLED_PIXELS = 2**20
 # At the peak, by the mode that Pillow decodes to: the picture, its copy in another mode, and a little for
 # the reduced one.
 _BYTES_PER_PIXEL = {"L": 2, "RGB": 5, "CMYK": 5, "P": 6, "1": 6, "I": 14, "F": 14}
 _OTHER_MODES, _TRANSPARENT, _WEBP, _HEIC = 9, 13, 17, 17
-# Turned, and brought out of Pillow, at full size.
-_NOT_REDUCED = 14
+# Of a pixel of the result: reduced, turned, and brought out of Pillow.
+_RESULT_BYTES = 14
+# Of a pixel of a TIFF that Pillow turns at full size, on top.
+_TURNED_TIFF = 4
 # A header can claim a larger side, which is no photo's and fits no column of the table.
 _LARGEST_SIDE = 2**31 - 1
 
@@ -209,11 +242,13 @@ def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits(
     try:
         image = _OPENERS[kind](io.BytesIO(data))
         stored = width, height = _stored_size(image)
-        if kind != "png":
+        # A PNG's EXIF may follow the pixels: then asking for it decodes them.
+        early = kind != "png" or not image.info.keys().isdisjoint(("exif", *_PNG_FACTS))
+        if early:
             turn, (width, height), capture = _taken(image, stored)
         box, memory = _prepare(image, kind, data, working_size, limits)
         with _MEMORY.reserve(memory):
-            if kind == "png":  # its EXIF may follow the pixels: asking for it decodes them
+            if not early:
                 turn, (width, height), capture = _taken(image, stored)
             if kind in ("tiff", "heic"):  # Pillow turns these as it loads
                 stored, turn = (width, height), 1
@@ -289,8 +324,7 @@ def _prepare(
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         beside = _check_tiff(image)
     memory = image.width * image.height * _bytes_per_pixel(image, kind) + beside
-    if target == (width, height):
-        memory += width * height * _NOT_REDUCED
+    memory += target[0] * target[1] * _RESULT_BYTES
     if memory > limits.max_memory:
         raise _RefusedError(
             "too_large",
@@ -322,7 +356,8 @@ def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> int:
-    """Refuse raw files and parts of pictures; return the bytes of a strip or tile that is decoded whole."""
+    """Refuse raw files and parts of pictures; return the bytes of a strip or tile that is decoded whole, and
+    of a copy that is turned."""
     tags = image.tag_v2
     # A raw file's first picture is a thumbnail; its verdict would be given to the photo.
     preview = tags.get(_NEW_SUBFILE_TYPE, 0) == 1 and _SUB_IFDS in tags
@@ -333,13 +368,14 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> int:
     if (max(e[2] for e in extents), max(e[3] for e in extents)) != (width, height):
         shown = f"{image.width}×{image.height}"
         raise _RefusedError("unreadable", f"pixel data for a part only of {shown} pixels")
+    turned = width * height * _TURNED_TIFF if tags.get(ORIENTATION, 1) != 1 else 0
     if image.tile[0].codec_name != "libtiff":  # Pillow itself reads by the row
-        return 0
+        return turned
     columns, rows = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
     if not (isinstance(columns, int) and isinstance(rows, int)):
         strip = tags.get(_ROWS_PER_STRIP)
         columns, rows = width, min(height, strip) if isinstance(strip, int) else height
-    return columns * rows * _TIFF_STRIP_BYTES
+    return columns * rows * _TIFF_STRIP_BYTES + turned
 
 
 def _png_fault(data: bytes) -> tuple[str, str] | None:
@@ -418,14 +454,20 @@ def _pixels(
 
 def _plain(image: Image.Image) -> Image.Image:
     """Bring any mode to L, RGB, CMYK or RGBA: modes whose pixels can be averaged."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        bits = tags[_BITS][0] if _BITS in tags else 16
+        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
     if image.mode in ("I", "F"):
-        # Nothing says what white is: the smallest usual white that holds the brightest pixel.
+        # Nothing says what white is: the smallest usual white that holds the brightest pixels. A hundredth
+        # of them may be brighter where they are fractions: sharpening goes beyond white.
         values = np.array(image, dtype=np.float32)  # from here on in place: it can be large
         np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        some = values.ravel()[:: max(1, values.size // _SAMPLED_PIXELS)]
         brightest = float(values.max())
-        white = next((w for w in (1.0, 255.0, 65_535.0) if brightest <= w), brightest)
+        bright = float(np.quantile(some, 0.99)) if image.mode == "F" else brightest
+        white = next((usual for usual in (1.0, 255.0, 65_535.0) if bright <= usual), brightest)
         values.clip(0, white, out=values)
         values *= 255 / white
         return Image.fromarray(values.round(out=values).astype(np.uint8))

@@ -20,6 +20,7 @@ from benchmarks.experiments import (
     Lab,
     complete,
     ensure_baseline,
+    read_baseline,
     recipe_columns,
     score_columns,
     with_rate,
@@ -60,7 +61,7 @@ def make_row(lab: Lab, changed: str, variant: Experiment) -> dict[str, str]:
     experiment = with_rate(variant, rate)
     lab.train(experiment)
     row = {"changed": changed, "arch": experiment.arch, **recipe_columns(experiment.recipe)}
-    return {**row, **score_columns(lab.score(experiment)), **lab.archive_auc(experiment)}
+    return {**row, **score_columns(lab.score(experiment), read_baseline()), **lab.archive_auc(experiment)}
 
 
 def main() -> int:

@@ -72,7 +72,7 @@ def main() -> int:
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, fused=True)
     loader = DataLoader(
-        Crops(plan(settings.patches, recipe, 10, 0)),
+        Crops(plan(settings.patches, recipe, 0, 0)),
         recipe.batch_size,
         num_workers=PROCESSES,
         worker_init_fn=_at_lowest_priority,

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,10 @@ from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 # Published maps of BlurRaw's test photos, in BDNET_DATA's peer_maps/.
-PEERS = ("EFPN", "EHS", "JNB")
+PUBLISHED = ("EFPN", "EHS", "JNB")
 # By split the photos of BlurRaw whose masks mark what is sharp as blurred: seen by eye, among those of which
 # every network that didn't learn them has at most a sixth of the pixels right.
 INVERTED_MASKS = {"test": ("motion0281",), "train": ("motion0142", "out_of_focus0508", "out_of_focus0509")}
-# A confusion matrix as columns.
-CELLS = ("tn", "fp", "fn", "tp")
 # Longer tables are for programs.
 SHOWN_ROWS = 50
 
@@ -45,6 +44,18 @@ def read_csv(name: str) -> list[dict[str, str]]:
     """Rows of results/NAME.csv; none where it isn't made yet."""
     where = RESULTS / f"{name}.csv"
     return list(csv.DictReader(io.StringIO(where.read_text()))) if where.exists() else []
+
+
+def measured_on(*rows: dict[str, str]) -> dict[str, str]:
+    """Hardware and versions behind rows that are computed from these."""
+    return {key: "; ".join(sorted({row[key] for row in rows})) for key in ("hardware", "versions")}
+
+
+def cores_of(row: dict[str, str]) -> int:
+    """Cores of the machine that a row was measured on; see ``environment.describe``."""
+    found = re.search(r"(\d+) cores", row["hardware"])
+    assert found, row["hardware"]
+    return int(found[1])
 
 
 def write_csv(name: str, rows: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import tyro
 
 from bdnet.recipes import paper
 from bdnet.refine import Refinement
-from benchmarks.command import PEERS, data_folder, run
+from benchmarks.command import PUBLISHED, data_folder, run
 from benchmarks.experiments import (
     BASELINE,
     START,
@@ -24,6 +24,7 @@ from benchmarks.experiments import (
     complete,
     cost_columns,
     ensure_baseline,
+    read_baseline,
     read_scored,
     recipe_columns,
     score_columns,
@@ -66,7 +67,7 @@ def system_row(lab: Lab, system: Experiment, refine: Refinement = "none") -> dic
     rate = system.recipe.learning_rate or lab.probe(replace(system, recipe=START))
     experiment = with_rate(system, rate)
     trained = lab.train(experiment)
-    scores = score_columns(lab.score(experiment, refine))
+    scores = score_columns(lab.score(experiment, refine), read_baseline())
     row = {"start": "ImageNet" if system.pretrained else "scratch"}
     # Last, when no worker is left that computes.
     row |= {**recipe_columns(experiment.recipe), **cost_columns(system.arch, refine)}
@@ -82,7 +83,7 @@ def peer_row(lab: Lab, peer: str) -> dict[str, str]:
         data = data_folder()
         maps = str(data / "peer_maps" / peer)
         run("jobs.evaluate", str(data / "blurraw"), "--maps", maps, "--out", str(out))
-    return score_columns(read_scored(out))
+    return score_columns(read_scored(out), read_baseline())
 
 
 def main() -> int:
@@ -96,7 +97,7 @@ def main() -> int:
         {
             first.name: partial(system_row, lab, first),
             **{f"{first.name} + {name}": partial(system_row, lab, first, name) for name in REFINEMENTS},
-            **{f"{peer}, published maps": partial(peer_row, lab, peer) for peer in PEERS},
+            **{f"{peer}, published maps": partial(peer_row, lab, peer) for peer in PUBLISHED},
             **{system.name: partial(system_row, lab, system) for system in others},
         },
     )

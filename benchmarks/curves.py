@@ -5,26 +5,19 @@ Of the shipped models and the peers' published maps, on BlurRaw's test photos; w
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import bdnet
 from bdnet.card import shipped_models
-from benchmarks.command import PEERS, data_folder, write_csv
+from benchmarks.command import PUBLISHED, data_folder, write_csv
 from benchmarks.out_of_fold import predict
-from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
+from pipeline.dataset import parse_grey, read_dataset, read_pair
+from pipeline.scoring import resized
 
 LEVELS = 256
 PRINTED = range(0, LEVELS, 8)
-
-
-def given_map(folder: Path, photo: LabelledPhoto, shape: tuple[int, ...]) -> np.ndarray:
-    """A published map as float32 H×W at the mask's size."""
-    image = Image.open(folder / f"{photo.name}.png").convert("L")
-    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR), np.float32) / 255
 
 
 def curve_rows(name: str, counts: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -44,14 +37,16 @@ def main() -> int:
     """Count the pixels of every map by truth and level, and write results/pr_curves.csv."""
     data = data_folder()
     models = {name: bdnet.load(name) for name in shipped_models()}
-    counts = {name: np.zeros((2, LEVELS), np.int64) for name in (*models, *PEERS)}
+    counts = {name: np.zeros((2, LEVELS), np.int64) for name in (*models, *PUBLISHED)}
     for photo in read_dataset(str(data / "blurraw"), "test"):
         pixels, mask = read_pair(photo)
         for name in counts:
             if name in models:
                 soft, _ = predict(models[name], pixels)
             else:
-                soft = given_map(data / "peer_maps" / name, photo, mask.shape)
+                file = data / "peer_maps" / name / f"{photo.name}.png"
+                given = parse_grey(file.read_bytes(), str(file)).astype(np.float32) / 255
+                soft = resized(given, mask.shape)
             levels = np.rint(soft * (LEVELS - 1)).astype(np.int64)
             both = np.bincount(levels.ravel() + LEVELS * (mask > 0).ravel(), minlength=2 * LEVELS)
             counts[name] += both.reshape(2, LEVELS)

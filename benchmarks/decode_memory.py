@@ -43,6 +43,8 @@ CASES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("tiff", "TIFF", "I;16", {}),
     ("tiff", "TIFF", "I", {}),
     ("tiff", "TIFF", "F", {}),
+    ("tiff turned", "TIFF", "RGB", {"tiffinfo": {274: 6}}),
+    ("tiff turned", "TIFF", "CMYK", {"tiffinfo": {274: 6}}),
     ("tiff deflate", "TIFF", "RGB", {"compression": "tiff_adobe_deflate"}),
     ("tiff deflate, one strip", "TIFF", "RGB", {"compression": "tiff_adobe_deflate", "tiffinfo": ONE_STRIP}),
     ("tiff jpeg, one strip", "TIFF", "RGB", {"compression": "jpeg", "tiffinfo": ONE_STRIP}),
@@ -105,6 +107,7 @@ def main() -> int:
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=measure, args=(str(path), theirs))
             process.start()
+            theirs.close()  # so that a process that dies without an answer is an EOFError here
             status, peak, reserved = ours.recv()
             process.join()
             rows.append(

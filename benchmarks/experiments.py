@@ -35,7 +35,7 @@ from bdnet.recipes import Recipe, equal_budget
 from bdnet.refine import Refinement
 from bdnet.refine import refine as refined
 from benchmarks.archive_auc import label
-from benchmarks.command import CELLS, data_folder, read_csv, run, write_csv
+from benchmarks.command import data_folder, read_csv, run, write_csv
 from pipeline import cluster
 from pipeline.dataset import read_dataset, read_pair
 from pipeline.training import TrainingSettings, train
@@ -199,8 +199,8 @@ class Scored:
 
 def read_scored(folder: Path) -> Scored:
     """Read an evaluation's folder."""
-    table = pq.read_table(folder / "photos.parquet", columns=["name", *CELLS]).sort_by("name")
-    cells = np.stack([table[name].to_numpy() for name in CELLS], axis=1)
+    table = pq.read_table(folder / "photos.parquet", columns=["name", *metrics.CELLS]).sort_by("name")
+    cells = np.stack([table[name].to_numpy() for name in metrics.CELLS], axis=1)
     result = json.loads((folder / "result.json").read_text())
     return Scored(result, table["name"].to_pylist(), cells.reshape(-1, 2, 2))
 
@@ -212,17 +212,18 @@ def ensure_baseline(lab: Lab) -> None:
     experiment = with_rate(BASELINE, lab.probe(BASELINE))
     lab.train(experiment)
     scored = lab.score(experiment)
-    cells = scored.confusions.reshape(-1, len(CELLS)).tolist()
+    cells = scored.confusions.reshape(-1, len(metrics.CELLS)).tolist()
     pairs = zip(scored.photos, cells, strict=True)
     write_csv(
-        "baseline_photos", [{"photo": name, **dict(zip(CELLS, row, strict=True))} for name, row in pairs]
+        "baseline_photos",
+        [{"photo": name, **dict(zip(metrics.CELLS, row, strict=True))} for name, row in pairs],
     )
 
 
 def read_baseline() -> dict[str, np.ndarray]:
     """By photo its confusion matrix, int64 [2, 2]; empty where the baseline is not scored yet."""
     return {
-        row["photo"]: np.array([int(row[cell]) for cell in CELLS]).reshape(2, 2)
+        row["photo"]: np.array([int(row[cell]) for cell in metrics.CELLS]).reshape(2, 2)
         for row in read_csv("baseline_photos")
     }
 
@@ -258,8 +259,8 @@ def minus(scored: Scored, baseline: Mapping[str, np.ndarray]) -> dict[str, float
     return {"minus_baseline": float(difference(pair.sum(0))), "minus_low": low, "minus_high": high}
 
 
-def score_columns(scored: Scored) -> dict[str, str]:
-    """Scores for a table: pooled, by photo, by kind, and the paired difference from the baseline."""
+def score_columns(scored: Scored, baseline: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Scores for a table: pooled, by photo, by kind, and the paired difference from a baseline."""
     result = scored.result
     low, high = result["mean_iou_interval"]
     values = {name: result[name] for name in SCORES}
@@ -267,7 +268,7 @@ def score_columns(scored: Scored) -> dict[str, str]:
     values["mean_iou_by_photo"] = result["per_photo"]["mean_iou"]
     values |= {f"mean_iou_{kind}": result["by_kind"][kind]["mean_iou"] for kind in ("motion", "defocus")}
     values["iou_blurred_defocus"] = result["by_kind"]["defocus"]["iou_blurred"]
-    values |= minus(scored, read_baseline())
+    values |= minus(scored, baseline)
     return {name: f"{value:.5f}" for name, value in values.items()}
 
 

@@ -70,11 +70,11 @@ def ways(net: nn.Module, card: Card, compiled: bool) -> dict[str, tuple[int, Cal
         return logits
 
     found = {
-        "eager fp32": (EAGER_BATCH, autocast(plain, torch.float32)),
+        "eager fp32, 8 at a time": (EAGER_BATCH, autocast(plain, torch.float32)),
         "fused fp32": (batch, fused(torch.float32)),
     }
     if has_fast_bfloat16(torch.device("cpu")):
-        found["eager bf16"] = (EAGER_BATCH, autocast(plain, torch.bfloat16))
+        found["eager bf16, 8 at a time"] = (EAGER_BATCH, autocast(plain, torch.bfloat16))
         found["fused bf16, 8 at a time"] = (EAGER_BATCH, fused(torch.bfloat16))
         found["fused bf16"] = (batch, fused(torch.bfloat16))
         if compiled:

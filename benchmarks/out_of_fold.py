@@ -25,7 +25,7 @@ from bdnet.augment import whole_frame_blur
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
 from bdnet.photo import size_at
-from benchmarks.command import CELLS, data_folder, read_csv, write_csv
+from benchmarks.command import data_folder, measured_on, read_csv, write_csv
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 
 BINS = 20
@@ -125,7 +125,7 @@ def photo_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
     rows = []
     for one in marked:
         row = {"model": name, "fold": one.fold, "photo": one.photo, "kind": one.kind}
-        row |= dict(zip(CELLS, one.confusion.ravel().tolist(), strict=True))
+        row |= dict(zip(metrics.CELLS, one.confusion.ravel().tolist(), strict=True))
         fields = ("truly_blurred", "blurred_fraction", "twin_blurred_fraction")
         row |= {field: f"{getattr(one, field):.5f}" for field in fields}
         rows.append({**row, "kind_said": one.kind_said})
@@ -139,7 +139,7 @@ def read_photos(name: str) -> list[Marked]:
             photo=row["photo"],
             kind=row["kind"],
             fold=int(row["fold"]),
-            confusion=np.array([int(row[cell]) for cell in CELLS]).reshape(2, 2),
+            confusion=np.array([int(row[cell]) for cell in metrics.CELLS]).reshape(2, 2),
             truly_blurred=float(row["truly_blurred"]),
             blurred_fraction=float(row["blurred_fraction"]),
             twin_blurred_fraction=float(row["twin_blurred_fraction"]),
@@ -306,14 +306,15 @@ def main() -> int:
             f"kfold.csv has fold {', '.join(lost)} of {name}, but fold_photos.csv doesn't: mark it again, or "
             "delete its rows from kfold.csv"
         )
-    replace_rows("kfold", fold_rows(name, photos), "model")
+    behind = measured_on(*(row for row in read_csv("fold_photos") if row["model"] == name))
+    replace_rows("kfold", [row | behind for row in fold_rows(name, photos)], "model")
     margin, weight, fold_of = read_margins(name)
     temperature = best_temperature(margin, weight)
     rows = calibration_rows(name, 1.0, expit(margin), weight)
     if len(np.unique(fold_of)) > 1:
         rows += calibration_rows(name, temperature, softened(margin, weight, fold_of), weight)
-    replace_rows("calibration", rows, "model")
-    replace_rows("verdict_thresholds", verdict_rows(name, photos), "model")
+    replace_rows("calibration", [row | behind for row in rows], "model")
+    replace_rows("verdict_thresholds", [row | behind for row in verdict_rows(name, photos)], "model")
     print(json.dumps({"temperature": temperature}))
     return 0
 

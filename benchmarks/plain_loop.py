@@ -1,4 +1,4 @@
-"""What Ray is compared with: the same fetch, decode, network and measurement in one plain process.
+"""What an audit is compared with: the same fetch, decode, network and measurement in one plain process.
 
 ``python -m benchmarks.plain_loop SOURCE OUT``: eight threads fetch and decode, the main thread runs the
 network and writes a Parquet file of rows every 64 photos. No table, no resumption, no retries. The last line

@@ -5,14 +5,13 @@ done: network.csv (the floor is the network at the rate of a matrix product), de
 fastest decoder measured), throughput.csv. Writes results/roofline.csv and results/roofline.svg.
 """
 
-import os
 import sys
 from typing import Any
 
 import altair as alt
 
 from bdnet.card import DEFAULT_MODEL
-from benchmarks.command import RESULTS, read_csv, write_csv
+from benchmarks.command import RESULTS, cores_of, measured_on, read_csv, write_csv
 
 MEGAPIXELS = "3"
 
@@ -25,12 +24,12 @@ def rows_of(table: str, **values: str) -> list[dict[str, str]]:
 
 def main() -> int:
     """Write results/roofline.csv and its picture."""
-    cores = os.cpu_count() or 1
     [network] = rows_of("network", model=DEFAULT_MODEL, way="fused bf16")
     decoders = rows_of("decode", megapixels=MEGAPIXELS)
     fastest = min(decoders, key=lambda row: float(row["ms"]))
     [ours] = rows_of("decode", megapixels=MEGAPIXELS, decoder="bdnet")
     runs = {row["runner"]: row for row in rows_of("throughput", round="median")}
+    cores = cores_of(ours)
     product_ms = 1000 * float(network["gflop"]) / float(network["matrix_product_gflop_per_s"])
     figures = {
         "network alone: at the rate of a matrix product": 1000 / product_ms,
@@ -42,8 +41,9 @@ def main() -> int:
         "a plain loop over S3": float(runs["plain loop"]["photos_per_second"]),
         "jobs.audit over S3": float(runs["jobs.audit"]["photos_per_second"]),
     }
+    behind = measured_on(network, fastest, ours, *runs.values())
     rows: list[dict[str, Any]] = [
-        {"what": what, "photos_per_second": f"{rate:.1f}"} for what, rate in figures.items()
+        {"what": what, "photos_per_second": f"{rate:.1f}", **behind} for what, rate in figures.items()
     ]
     write_csv("roofline", rows)
     points = [{"what": what, "photos a second": rate} for what, rate in figures.items()]

@@ -13,11 +13,10 @@ from typing import Any
 from sklearn.metrics import balanced_accuracy_score
 
 from bdnet.card import shipped_models
-from bdnet.metrics import SCORES
 from bdnet.model import load
 from bdnet.output import BLUR_KINDS
-from benchmarks.command import PEERS, data_folder, run, write_csv
-from benchmarks.experiments import minus, read_scored
+from benchmarks.command import PUBLISHED, data_folder, run, write_csv
+from benchmarks.experiments import read_scored, score_columns
 from benchmarks.out_of_fold import predict
 from pipeline.dataset import read_dataset, read_pair
 
@@ -52,36 +51,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as out:
         blurdb2 = f"{out}/blurdb2"
         run("jobs.prepare", str(data / "blurraw"), "--cut", "blurdb2", "--split", "test", "--out", blurdb2)
-        for name in (*shipped_models(), *PEERS):
-            kinds = "" if name in PEERS else f"{kind_balanced_accuracy(name):.4f}"
-            on_patches = "" if name in PEERS else f"{mean_iou_of_patches(name, blurdb2, out):.5f}"
-            what = ["--maps", str(data / "peer_maps" / name)] if name in PEERS else ["--model", name]
-            for threshold in ("0.5", "otsu"):
-                arguments = [str(data / "blurraw"), *what, "--split", "test", "--threshold", threshold]
-                result = run("jobs.evaluate", *arguments, "--out", f"{out}/{name}-{threshold}")
-                low, high = result["mean_iou_interval"]
-                rows.append(
-                    {
-                        "method": name,
-                        "threshold": threshold,
-                        "photos": result["photos"],
-                        **{metric: f"{result[metric]:.5f}" for metric in (*SCORES, "mae")},
-                        "mean_iou_low": f"{low:.5f}",
-                        "mean_iou_high": f"{high:.5f}",
-                        "mean_iou_per_photo": f"{result['per_photo']['mean_iou']:.5f}",
-                        "mean_iou_motion": f"{result['by_kind']['motion']['mean_iou']:.5f}",
-                        "mean_iou_defocus": f"{result['by_kind']['defocus']['mean_iou']:.5f}",
-                        "iou_blurred_defocus": f"{result['by_kind']['defocus']['iou_blurred']:.5f}",
-                        "mean_iou_blurdb2": on_patches,
-                        "kind_balanced_accuracy": kinds,
-                    }
-                )
-        for row in rows:
-            scored, paper = (
-                read_scored(Path(out, f"{name}-{row['threshold']}")) for name in (row["method"], PAPERS)
-            )
-            baseline = dict(zip(paper.photos, paper.confusions, strict=True))
-            row |= {name: f"{value:.5f}" for name, value in minus(scored, baseline).items()}
+        methods = (*shipped_models(), *PUBLISHED)
+        for name in methods:
+            what = ["--maps", str(data / "peer_maps" / name)] if name in PUBLISHED else ["--model", name]
+            run("jobs.evaluate", str(data / "blurraw"), *what, "--split", "test", "--out", f"{out}/{name}")
+        paper = read_scored(Path(out, PAPERS))
+        baseline = dict(zip(paper.photos, paper.confusions, strict=True))
+        for name in methods:
+            scored = read_scored(Path(out, name))
+            row = {"method": name, "photos": scored.result["photos"], **score_columns(scored, baseline)}
+            row |= {"mean_iou_blurdb2": "", "kind_balanced_accuracy": ""}
+            if name not in PUBLISHED:
+                row["mean_iou_blurdb2"] = f"{mean_iou_of_patches(name, blurdb2, out):.5f}"
+                row["kind_balanced_accuracy"] = f"{kind_balanced_accuracy(name):.4f}"
+            rows.append(row)
     write_csv("scores", rows)
     return 0
 

@@ -6,10 +6,9 @@ has measured: 100 and 400 are given to interpolate between. Prices are round fig
 Writes results/sizing.csv.
 """
 
-import os
 import sys
 
-from benchmarks.command import read_csv, write_csv
+from benchmarks.command import cores_of, measured_on, read_csv, write_csv
 
 DOLLARS_PER_VCPU_HOUR = 0.05
 DOLLARS_PER_GPU_HOUR = 0.60
@@ -20,11 +19,10 @@ MILLION = 1_000_000
 def main() -> int:
     """Write results/sizing.csv."""
     rows = []
-    cores = os.cpu_count() or 1
     for row in read_csv("growth"):
         if row["axis"] != "megapixels":
             continue
-        each = float(row["photos_per_second"]) / cores
+        each = float(row["photos_per_second"]) / cores_of(row)
         hours = MILLION / each / 3600
         rows.append(
             {
@@ -34,6 +32,7 @@ def main() -> int:
                 "vcpus_per_gpu": "",
                 "hours_per_million": f"{hours:.0f}",
                 "dollars_per_million": f"{hours * DOLLARS_PER_VCPU_HOUR:.2f}",
+                **measured_on(row),
             }
         )
         for rate in GPU_RATES:
@@ -48,6 +47,7 @@ def main() -> int:
                     "vcpus_per_gpu": f"{vcpus:.1f}",
                     "hours_per_million": f"{hours:.1f}",
                     "dollars_per_million": f"{hours * price:.2f}",
+                    **measured_on(row),
                 }
             )
     write_csv("sizing", rows)

@@ -40,7 +40,7 @@ SMALL, LARGE = 36, 3
 LARGE_SIZE = (6000, 4000)
 ONE_IN = 200  # is a large one
 MOST_GROWTH_MB, MOST_TOTAL_MB = 50, 6000
-POINTS = 150  # of the time series, after thinning
+POINTS = 150  # of the time series at least, after thinning
 
 STORE = {
     "blocks": r"num local plasma objects: (\d+)",

@@ -1,8 +1,9 @@
-"""What does Ray cost? ``python -m benchmarks.throughput`` (a quick look: ``--photos 200 --rounds 1``).
+"""Audit and plain loop: ``python -m benchmarks.throughput`` (a quick look: ``--photos 200 --rounds 1``).
 
 ``jobs.audit`` and ``benchmarks.plain_loop`` take turns on the same photos of 3 megapixels in a local S3
-server, on all cores of this machine. A run's rate is that of the middle half of its photos, by the times
-at which rows were written; what came before the first ones is its start-up. Writes results/throughput.csv.
+server, on all cores of this machine. The loop is what one would write at first, one network with all threads;
+an audit has a detector for each two cores. Rates are by the times at which rows were written
+(``deltalog.steady_rate``); what came before the first ones is start-up. Writes results/throughput.csv.
 """
 
 import os
@@ -18,7 +19,7 @@ import tyro
 
 from bdnet.card import DEFAULT_MODEL
 from benchmarks.command import run, write_csv
-from benchmarks.deltalog import DeltaLog, steady_rate
+from benchmarks.deltalog import rows_by_time, steady_rate
 from benchmarks.photos import large_photos, write_copies
 from infra.s3_server import fill, s3_server
 
@@ -41,9 +42,7 @@ class Settings:
 def audit(model: str, out: str) -> list[tuple[float, int]]:
     """Run ``jobs.audit``; returns when how many rows were in the table."""
     run("jobs.audit", SOURCE, "--out", out, "--model", model)
-    log = DeltaLog(fsspec.filesystem("s3"), f"{out.removeprefix('s3://')}/table")
-    log.read_new()
-    return [(at, rows) for at, rows in log.grown if rows]
+    return rows_by_time(fsspec.filesystem("s3"), f"{out.removeprefix('s3://')}/table")
 
 
 def plain_loop(model: str, out: str) -> list[tuple[float, int]]:

@@ -67,7 +67,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         raise ValueError(f"--out {evaluation.out} lies inside {source}; choose a folder outside the data.")
     model = _resolve_model(evaluation.model) if evaluation.model is not None else None
     inputs = find_inputs(source, evaluation.split, evaluation.maps)
-    _say(f"scoring {inputs.items} items of split {evaluation.split} of {source}: {model or evaluation.maps}")
+    scored = model[0] if model else evaluation.maps
+    _say(f"scoring {inputs.items} items of split {evaluation.split} of {source}: {scored}")
     with connect(evaluation.workers) as shares:
         rows = _gather(inputs, model, evaluation, shares)
     photos = photo_table(rows)
@@ -76,7 +77,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "threshold": evaluation.threshold,
         "refinement": evaluation.refinement,
-        **({"model": model, "model_digest": read_card(model).digest} if model else {"maps": evaluation.maps}),
+        **({"model": model[0], "model_digest": model[1]} if model else {"maps": evaluation.maps}),
         **({"patches": inputs.items} if inputs.patches else {}),
         **summarize(photos),
         "seconds": round(time.monotonic() - started, 1),
@@ -137,11 +138,12 @@ def find_inputs(source: str, split: str, maps: str | None) -> Inputs:
     return Inputs(tasks, len(tasks), patches=False)
 
 
-def _resolve_model(model: str) -> str:
+def _resolve_model(model: str) -> tuple[str, str]:
+    """A model's shipped name or URI, and its digest."""
     # Workers have another working folder: a relative path becomes absolute here.
     resolved = model if model in shipped_models() else storage.normalize(model)
-    patiently(partial(read_card, resolved), resolved)  # One that isn't there stops the job before Ray starts.
-    return resolved
+    # One that isn't there stops the job before Ray starts.
+    return resolved, patiently(partial(read_card, resolved), resolved).digest
 
 
 def _find_maps(maps: str, photos: list[dataset.LabelledPhoto]) -> dict[str, str]:
@@ -177,7 +179,7 @@ def _splits_of(shard: str) -> dict[str, int]:
 
 
 def _gather(
-    inputs: Inputs, model: str | None, evaluation: Evaluation, shares: Shares
+    inputs: Inputs, model: tuple[str, str] | None, evaluation: Evaluation, shares: Shares
 ) -> list[dict[str, Any]]:
     readers = len(inputs.tasks) if inputs.patches else -(-inputs.items // READ_ROWS)
     items = ray.data.from_items(inputs.tasks, override_num_blocks=readers).map_batches(
@@ -198,10 +200,10 @@ def _gather(
         scored = items.map_batches(
             Detector,
             fn_constructor_args=(
-                model,
+                *model,
+                shares.threads_per_detector,
                 evaluation.threshold,
                 evaluation.refinement,
-                shares.threads_per_detector,
             ),
             compute=ray.data.ActorPoolStrategy(size=min(shares.detectors, readers)),
             batch_size=READ_ROWS,
@@ -229,9 +231,9 @@ def photo_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Add up SCORED rows by photo, sorted by name: counts, items, mean MAE and the photo's own scores."""
     grouped = pa.Table.from_pylist(rows, SCORED).group_by(["name", "kind"])
     totals = grouped.aggregate(
-        [("tn", "sum"), ("fp", "sum"), ("fn", "sum"), ("tp", "sum"), ("mae", "mean"), ("mae", "count")]
+        [*((cell, "sum") for cell in metrics.CELLS), ("mae", "mean"), ("mae", "count")]
     ).sort_by("name")
-    totals = totals.rename_columns(["name", "kind", "tn", "fp", "fn", "tp", "mae", "items"])
+    totals = totals.rename_columns(["name", "kind", *metrics.CELLS, "mae", "items"])
     for name, values in metrics.score_stack(_confusions(totals)).items():
         totals = totals.append_column(name, pa.array(values, from_pandas=True))  # NaN becomes null
     return totals
@@ -258,7 +260,7 @@ def _pooled(photos: pa.Table) -> dict[str, Any]:
 
 
 def _confusions(photos: pa.Table) -> np.ndarray:
-    return np.stack([photos[name].to_numpy() for name in ("tn", "fp", "fn", "tp")], axis=1).reshape(-1, 2, 2)
+    return np.stack([photos[name].to_numpy() for name in metrics.CELLS], axis=1).reshape(-1, 2, 2)
 
 
 def _say(text: str) -> None:

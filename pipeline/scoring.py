@@ -1,6 +1,5 @@
 """Score soft maps against masks, on an evaluation's tasks and actors: ITEM rows in, SCORED rows out."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -12,10 +11,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from bdnet import metrics
-from bdnet.memory import keep_freed_memory
 from bdnet.photo import decode
 from bdnet.refine import Refinement, refine
 from pipeline import dataset, storage
+from pipeline.steps import load_model
 
 Threshold = Literal["0.5", "otsu"]
 
@@ -92,15 +91,10 @@ def read_patches(tasks: pa.Table) -> Iterator[pa.Table]:
 class Detector:
     """Scores the network on ITEM rows; an actor, so that the network is loaded once."""
 
-    def __init__(self, model: str, threshold: Threshold, refinement: Refinement, threads: int) -> None:
-        # Not above: the driver and the tasks that read do without torch.
-        import torch
-
-        from bdnet.model import load
-
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        keep_freed_memory()
-        self.model = load(model)
+    def __init__(
+        self, model: str, digest: str, threads: int, threshold: Threshold, refinement: Refinement
+    ) -> None:
+        self.model = load_model(model, digest, threads)
         self.threshold = threshold
         self.refinement = refinement
 
@@ -120,6 +114,13 @@ def given_map(item: dict[str, Any]) -> np.ndarray:
     return dataset.parse_grey(item["soft_map"], item["where"]).astype(np.float32) / 255
 
 
+def resized(soft: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Bring a soft map, float32 H×W, to the shape of a mask."""
+    if soft.shape == shape:
+        return soft
+    return np.asarray(Image.fromarray(soft).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
 def score_items(
     items: pa.Table, soft_map: Callable[[dict[str, Any]], np.ndarray], threshold: Threshold
 ) -> pa.Table:
@@ -130,7 +131,7 @@ def score_items(
         try:
             truth = dataset.parse_mask(item["mask"], f"mask of {item['where']}") > 0
             matrix, mae = score(soft_map(item), truth, threshold)
-            row |= dict(zip(("tn", "fp", "fn", "tp"), matrix.ravel().tolist(), strict=True)) | {"mae": mae}
+            row |= dict(zip(metrics.CELLS, matrix.ravel().tolist(), strict=True)) | {"mae": mae}
         except ValueError as error:
             row["error"] = " ".join(str(error).split())
         rows.append(row)
@@ -143,9 +144,7 @@ def score(soft: np.ndarray, truth: np.ndarray, threshold: Threshold) -> tuple[np
     The map is resized to the mask, then thresholded: at 0.5, or at its own Otsu threshold over 256 levels.
     Returns the confusion matrix int64 [2, 2] and the mean absolute error of the soft map.
     """
-    if soft.shape != truth.shape:
-        size = (truth.shape[1], truth.shape[0])
-        soft = np.asarray(Image.fromarray(soft).resize(size, Image.Resampling.BILINEAR))
+    soft = resized(soft, truth.shape)
     if threshold == "otsu":
         levels = np.rint(soft * 255).astype(np.uint8)
         blurred = levels > metrics.otsu(levels)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from pipeline.fetch import fetch
 from pipeline.layout import AuditLayout
 from pipeline.ledger import stage
 from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASUREMENTS, RETRYABLE_STATUSES
+
+if TYPE_CHECKING:
+    from bdnet.model import Model
 
 FETCH_THREADS = 8
 LIMITS = Limits()
@@ -157,23 +160,31 @@ def _read_and_decode_one(
     return decoded
 
 
+def load_model(model: str, digest: str, threads: int) -> "Model":
+    """Load the network that a job began with into a detector's process, with the threads that it plans for.
+
+    Raises:
+        ValueError: there is another one meanwhile.
+    """
+    # Not above: the driver and the workers of the other steps do without torch.
+    import torch
+
+    from bdnet.model import load
+
+    # Planned from logical CPUs, which may be more than the cores of this node.
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    keep_freed_memory()
+    loaded = load(model)
+    if loaded.card.digest != digest:
+        raise ValueError(f"{model} is another model than when the job began; run the same command again")
+    return loaded
+
+
 class Detector:
     """Holds the network once per process and measures decoded photos."""
 
     def __init__(self, model: str, digest: str, threads: int) -> None:
-        # Not above: the driver and the workers of the other steps do without torch.
-        import torch
-
-        from bdnet.model import load
-
-        # Planned from logical CPUs, which may be more than the cores of this node.
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        keep_freed_memory()
-        self._model = load(model)
-        if self._model.card.digest != digest:
-            raise ValueError(
-                f"{model} is another model than when the audit began; run the same command again"
-            )
+        self._model = load_model(model, digest, threads)
         self._free_since = time.perf_counter()
 
     def __call__(self, photos: pa.Table) -> pa.Table:

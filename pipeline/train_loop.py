@@ -100,7 +100,8 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
         metrics, history = checkpoint["metrics"], checkpoint["history"]
-    # All processes hold the same weights already: Ray wraps for gradients only.
+    # All processes hold the same weights already; from now on gradients are averaged, and the statistics of
+    # normalisations are those of rank 0's batches.
     parallel = ray.train.torch.prepare_model(net)
 
     batches = _batches(config, world)
@@ -128,11 +129,12 @@ def train_loop(loop_config: dict[str, LoopConfig]) -> None:
         if config.validation and (last or (epoch + 1) % validate_every == 0):
             now |= _validate(averaged.module if averaged else net, config, rank, world, device)
         history.append(now)
-        metrics |= {**now, "samples_per_second": round(samples / seconds, 2)}
+        rate = {"samples_per_second": round(samples / seconds, 2)}
+        metrics |= now | rate
         if rank == 0:
             _write_checkpoint(config, epoch + 1, net, averaged, optimizer, schedule, metrics, history)
             left = seconds / (epoch + 1 - epochs_began) * (recipe.epochs - epoch - 1)
-            storage.write_bytes(config.progress, json.dumps({**metrics, "seconds_left": left}).encode())
+            storage.write_bytes(config.progress, json.dumps({**now, **rate, "seconds_left": left}).encode())
         ray.train.report(metrics)
 
 
@@ -251,7 +253,7 @@ def _validate(
     """Scores on the photos held out, each by exactly one worker: one confusion matrix over all pixels."""
     net = copy.deepcopy(net)
     if world > 1:
-        # Each worker has its own statistics of normalisation; what is exported has the first one's.
+        # The others' statistics of normalisation are a step from the first one's, which are exported.
         for buffer in net.buffers():
             torch.distributed.broadcast(buffer, 0)
     model = Model(net, Card(arch=config.arch, digest=""), device)

@@ -206,7 +206,7 @@ def test_blur_in_the_middle_weighs_more_than_blur_at_the_rim():
 
 @pytest.mark.parametrize("area", [None, (0.2, 0.1, 0.9, 0.8)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (1, 13), (17, 31), (480, 640)])
-def test_the_weights_sum_to_1_so_that_all_blurred_is_exactly_1(shape, area):
+def test_all_blurred_is_exactly_1_however_the_pixels_weigh(shape, area):
     assert subject_blur(np.ones(shape, np.float32), area)[0] == 1.0
     assert subject_blur(np.zeros(shape, np.float32), area)[0] == 0.0
 

@@ -165,6 +165,54 @@ def test_float_pixels_are_scaled_to_the_usual_white_that_holds_them(white):
     np.testing.assert_allclose(photo.pixels[0, :, 0], np.arange(256), atol=1)
 
 
+def test_a_float_picture_with_a_few_pixels_beyond_white_is_not_darkened():
+    ramp = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(4, 0)
+    ramp[1, 0] = 1.01
+    photo = decode(encode(Image.fromarray(ramp), "TIFF"))
+    assert photo.pixels is not None
+    np.testing.assert_allclose(photo.pixels[0, :, 0], np.arange(256), atol=1)
+    assert photo.pixels[1, 0, 0] == 255
+
+
+def grey_tiff(pixels: bytes, width: int, height: int, bits: int, photometric: int) -> bytes:
+    short, long = 3, 4
+    entries = [
+        *((256, long, width), (257, long, height), (258, short, bits), (259, short, 1)),
+        *((262, short, photometric), (273, long, 200), (278, long, height), (279, long, len(pixels))),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
+    return head.ljust(200, b"\0") + pixels
+
+
+def test_12_bit_grey_fills_the_range():
+    ramp = np.linspace(0, 4095, 256).astype(int).tolist()
+    packed = b"".join(((a << 12) | b).to_bytes(3, "big") for a, b in zip(ramp[::2], ramp[1::2], strict=True))
+    photo = decode(grey_tiff(packed, 256, 1, bits=12, photometric=1))
+    assert photo.pixels is not None, photo.error
+    np.testing.assert_allclose(photo.pixels[0, :, 0], np.arange(256), atol=1)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_where_white_is_zero_a_scan_is_no_negative(bits):
+    ramp = np.linspace(0, 2**bits - 1, 256).astype(f"<u{bits // 8}")
+    photo = decode(grey_tiff(ramp.tobytes(), 256, 1, bits, photometric=0))
+    assert photo.pixels is not None, photo.error
+    np.testing.assert_allclose(photo.pixels[0, :, 0], np.arange(256)[::-1], atol=1)
+
+
+def test_pillows_own_bound_on_pixels_refuses_no_tiff(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert distance(decode(encode(scene(), "TIFF")), scene()) == 0
+
+
+@pytest.mark.parametrize("key", ["transparency", "interlace", "original_orientation"])
+def test_a_text_in_a_png_is_no_fact_about_its_pixels(key):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text(key, "8")
+    assert distance(decode(encode(scene(), "PNG", pnginfo=texts)), scene()) == 0
+
+
 def test_transparent_pixels_show_white_and_their_hidden_colour_does_not_bleed():
     image = scene().convert("RGBA")
     alpha = np.full((64, 96), 255, np.uint8)
@@ -316,9 +364,17 @@ def test_what_decoding_takes_in_memory_is_bounded_rather_than_the_pixels():
         assert decode(encode(large, format), working_size=24, limits=limits).status == "too_large"
     assert decode(encode(large, "JPEG"), working_size=24, limits=limits).status == "ok"
     assert decode(encode(large, "JPEG"), working_size=None, limits=limits).status == "too_large"
+    assert decode(encode(large, "JPEG"), working_size=959, limits=limits).status == "too_large"
     # libjpeg keeps all coefficients of a progressive one, at every scale.
     progressive = encode(large, "JPEG", progressive=True)
     assert decode(progressive, working_size=24, limits=limits).status == "too_large"
+
+
+def test_turning_a_tiff_takes_memory_for_another_copy():
+    limits = Limits(max_memory=6 * 960 * 640)
+    for orientation, status in ((1, "ok"), (6, "too_large")):
+        data = encode(scene(960, 640), "TIFF", exif=turned(orientation))
+        assert decode(data, working_size=24, limits=limits).status == status
 
 
 def test_a_panorama_of_300_megapixels_passes_the_bounds():
@@ -451,6 +507,16 @@ def test_a_cut_file_is_ok_only_if_its_picture_is_whole(name):
 def test_a_truncated_jpeg_keeps_what_its_header_said():
     photo = decode(BUSY["jpeg"][:-500])
     assert (photo.status, photo.format, photo.width, photo.height) == ("truncated", "jpeg", 80, 120)
+
+
+def test_a_truncated_png_keeps_what_its_header_said():
+    exif = turned(6)
+    exif[0x0110] = "Cam"
+    whole = encode(scene(), "PNG", exif=exif)
+    assert whole.index(b"eXIf") < whole.index(b"IDAT")
+    photo = decode(whole[:-12])
+    assert (photo.status, photo.width, photo.height) == ("truncated", 64, 96)
+    assert photo.capture.camera == "Cam"
 
 
 def test_a_flipped_bit_in_png_pixels_is_found_by_its_checksum():

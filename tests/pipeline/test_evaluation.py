@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 import bdnet.model
 import bdnet.networks
 from bdnet import metrics
+from bdnet.card import read_card
 from pipeline import dataset, evaluation, scoring
 from pipeline.schema import PATCHES
 from tests.pipeline.test_dataset import HALF, encoded, refused, write_dataset
@@ -232,7 +233,7 @@ def test_the_detector_scores_the_models_probability_at_mask_size(tmp_path):
     photo = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     mask = np.zeros((96, 128), np.uint8)  # twice the photo: probabilities are resized to it
     row = {"name": "a", "kind": "motion", "image": encoded(photo), "mask": encoded(mask), "where": "a.png"}
-    detector = scoring.Detector(model, "0.5", "none", threads=1)
+    detector = scoring.Detector(model, read_card(model).digest, 1, "0.5", "none")
     (scored,) = detector(pa.Table.from_pylist([row], scoring.ITEM)).to_pylist()
     assert scored["error"] is None
     assert scored["tn"] + scored["fp"] == mask.size
@@ -245,7 +246,8 @@ def test_a_model_reads_the_photos_of_a_dataset_and_no_maps(folder):
     inputs = evaluation.find_inputs(str(folder / "data"), "test", None)
     items = scoring.read_photos(pa.Table.from_pylist(inputs.tasks))
     assert items["soft_map"].null_count == inputs.items == 2
-    detector = scoring.Detector(write_model(folder / "model"), "otsu", "none", threads=1)
+    model = write_model(folder / "model")
+    detector = scoring.Detector(model, read_card(model).digest, 1, "otsu", "none")
     rows = detector(items).to_pylist()
     assert [(row["name"], row["kind"], row["error"]) for row in rows] == [
         ("b", "motion", None),

@@ -1,5 +1,6 @@
 """What a worker of a training computes: steps, averages, going on after a kill, scores beside another one."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,6 +108,28 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(
     assert ends[0]["averages"] == averages
     begun = safetensors.torch.load_file(start)
     assert not torch.equal(ends[0]["averaged"]["encoder.conv1.weight"], begun["encoder.conv1.weight"])
+
+
+def test_progress_tells_a_validation_score_in_the_epoch_that_validated_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None
+) -> None:
+    told = []
+    config = loop_config(
+        tmp_path,
+        arch=ARCH,
+        recipe=replace(default(), epochs=4, batch_size=2),
+        start=write_start(tmp_path),
+        pretrained=(),
+        steps_per_epoch=STEPS_PER_EPOCH,
+        validation=("a",),
+    )
+    monkeypatch.setattr(train_loop, "VALIDATE_EVERY", 2)
+    monkeypatch.setattr(train_loop, "_validate", lambda *_: {"val_mean_iou": 0.5})
+    monkeypatch.setattr(
+        ray.train, "report", lambda _: told.append(json.loads(Path(config.progress).read_text()))
+    )
+    train_loop.train_loop({"config": config})
+    assert ["val_mean_iou" in now for now in told] == [False, True, False, True]
 
 
 def work_as_one_of_two(rank: int, folder: str) -> None:
