@@ -1,8 +1,8 @@
-"""What an audit is compared with: the same fetch, decode, network and measurement in one plain process.
+"""What an audit is compared with: the same fetch, decode, network and measurement in a plain process.
 
 ``python -m benchmarks.plain_loop SOURCE OUT``: eight threads fetch and decode, the main thread runs the
 network and writes a Parquet file of rows every 64 photos. No table, no resumption, no retries. The last line
-on stdout tells as JSON when how many photos were written, in seconds since 1970.
+on stdout tells as JSON when photos were written, in seconds since 1970, and how many then.
 """
 
 import json
@@ -46,11 +46,15 @@ class Settings:
     """Shipped name, folder or URI."""
     threads: int = torch.get_num_threads()
     """Threads of the network."""
+    processes: int = 1
+    """Processes that share the photos, of which this is one."""
+    number: int = 0
+    """Which one, from 0."""
 
 
-def photos(source: str, out: str, working_size: int) -> Iterator[tuple[str, Photo]]:
-    """Decode all photos, in the order of the listing, some of them ahead."""
-    listing = write_listing(source, storage.join(out, "listing"), None)
+def photos(settings: Settings, working_size: int) -> Iterator[tuple[str, Photo]]:
+    """Decode this process' photos, in the order of the listing, some of them ahead."""
+    listing = write_listing(settings.source, storage.join(settings.out, "listing"), None)
     waiting: deque[tuple[str, Future[Photo]]] = deque()
 
     def read(uri: str, etag: str) -> Photo:
@@ -58,9 +62,9 @@ def photos(source: str, out: str, working_size: int) -> Iterator[tuple[str, Phot
         assert fetched.data is not None, fetched.error
         return decode(fetched.data, working_size)
 
-    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+    with ThreadPoolExecutor(FETCH_THREADS // settings.processes) as pool:
         for shard in listing.shards:
-            for row in read_listing(shard).to_pylist():
+            for row in read_listing(shard).to_pylist()[settings.number :: settings.processes]:
                 waiting.append((row["uri"], pool.submit(read, row["uri"], row["etag"])))
                 if len(waiting) > AHEAD:
                     uri, photo = waiting.popleft()
@@ -88,10 +92,10 @@ def main() -> int:
     def write(at_least: int) -> None:
         if len(rows) >= at_least:
             stage(pa.Table.from_pylist(rows), settings.out, "plain")
-            written.append((time.time(), (written[-1][1] if written else 0) + len(rows)))
+            written.append((time.time(), len(rows)))
             rows.clear()
 
-    for uri, photo in photos(settings.source, settings.out, model.card.working_size):
+    for uri, photo in photos(settings, model.card.working_size):
         if photo.pixels is None:
             continue
         batch = alike[photo.pixels.shape]

@@ -1,18 +1,23 @@
 """Audit and plain loop: ``python -m benchmarks.throughput`` (a quick look: ``--photos 200 --rounds 1``).
 
 ``jobs.audit`` and ``benchmarks.plain_loop`` take turns on the same photos of 3 megapixels in a local S3
-server, on all cores of this machine. The loop is what one would write at first, one network with all threads;
-an audit has a detector for each two cores. Rates are by the times at which rows were written
-(``deltalog.steady_rate``); what came before the first ones is start-up. Writes results/throughput.csv.
+server, on all cores of this machine: the loop as one would write it at first, one network with all threads,
+and in a process for each core. Rates are by the times at which rows were written (``deltalog.steady_rate``);
+what came before the first ones is start-up. Writes results/throughput.csv.
 """
 
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import tyro
@@ -45,12 +50,25 @@ def audit(model: str, out: str) -> list[tuple[float, int]]:
     return rows_by_time(fsspec.filesystem("s3"), f"{out.removeprefix('s3://')}/table")
 
 
-def plain_loop(model: str, out: str) -> list[tuple[float, int]]:
-    """Run ``benchmarks.plain_loop``; returns when how many rows were written."""
-    return run("benchmarks.plain_loop", SOURCE, out, "--model", model)["written"]
+def plain_loops(model: str, out: str, processes: int) -> list[tuple[float, int]]:
+    """Run ``benchmarks.plain_loop`` in so many processes; returns when how many rows were written."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+
+    def loop(number: int) -> list[tuple[float, int]]:
+        shares = ("--threads", str(threads), "--processes", str(processes), "--number", str(number))
+        return run("benchmarks.plain_loop", SOURCE, f"{out}/{number}", "--model", model, *shares)["written"]
+
+    with ThreadPoolExecutor(processes) as pool:
+        written = sorted(at for times in pool.map(loop, range(processes)) for at in times)
+    times, counts = zip(*written, strict=True)
+    return list(zip(times, itertools.accumulate(counts), strict=True))
 
 
-RUNNERS = {"jobs.audit": audit, "plain loop": plain_loop}
+RUNNERS: dict[str, Callable[[str, str], list[tuple[float, int]]]] = {
+    "jobs.audit": audit,
+    "plain loop": partial(plain_loops, processes=1),
+    "plain loops, one for each core": partial(plain_loops, processes=os.cpu_count() or 1),
+}
 
 
 def main() -> int:
@@ -78,7 +96,7 @@ def main() -> int:
     return 0
 
 
-def _medians(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def _medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     medians = {}
     for name in RUNNERS:
         its = [row for row in rows if row["runner"] == name]
@@ -86,13 +104,16 @@ def _medians(rows: list[dict[str, object]]) -> list[dict[str, object]]:
             **its[0],
             "round": "median",
             **{
-                column: f"{statistics.median(float(str(row[column])) for row in its):.2f}"
+                column: f"{statistics.median(float(row[column]) for row in its):.2f}"
                 for column in ("first_rows_s", "photos_per_second")
             },
         }
-    audit_rate, loop_rate = (float(str(medians[name]["photos_per_second"])) for name in RUNNERS)
-    ratio = {"runner": "ratio", "round": "median", "photos_per_second": f"{audit_rate / loop_rate:.3f}"}
-    return [*medians.values(), {**dict.fromkeys(rows[0], ""), **ratio}]
+    audit_rate, *others = (float(row["photos_per_second"]) for row in medians.values())
+    ratios = [
+        {"runner": f"jobs.audit / {name}", "round": "median", "photos_per_second": f"{audit_rate / rate:.3f}"}
+        for name, rate in zip([*RUNNERS][1:], others, strict=True)
+    ]
+    return [*medians.values(), *(dict.fromkeys(rows[0], "") | ratio for ratio in ratios)]
 
 
 if __name__ == "__main__":
