@@ -1,8 +1,9 @@
 """How many machines an archive needs: ``python -m benchmarks.sizing``, from growth.csv.
 
-For CPUs alone the rate of this machine's cores, scaled. For a GPU the CPUs that keep it busy: what decoding,
-measuring and packing a photo take here, times the photos a second that the network makes there, which nobody
-has measured: 100 and 400 are given to interpolate between. Prices are round figures, not offers.
+For CPUs alone what two detectors on this machine's cores take at most, scaled. For a GPU the CPUs that keep
+it busy: what decoding, measuring and packing a photo take here, times the photos a second that the network
+makes there, which nobody has measured: 100 and 400 are given to interpolate between. Prices are round
+figures, not offers.
 Writes results/sizing.csv.
 """
 
@@ -22,7 +23,7 @@ def main() -> int:
     for row in read_csv("growth"):
         if row["axis"] != "megapixels":
             continue
-        each = float(row["photos_per_second"]) / cores_of(row)
+        each = float(row["detectors_photos_per_second"]) / cores_of(row)
         hours = MILLION / each / 3600
         rows.append(
             {

@@ -29,7 +29,7 @@ log = logging.getLogger("bdnet")
 # Where detectors get less of a CPU or GPU than this, memory goes to copies of the network, to no avail.
 SMALLEST_SHARE = 0.1
 # Detectors of few threads wait less for threads that decoding has interrupted: on 2 cores two with a thread
-# each audit 1.5 times as fast as one with two (benchmarks/results/growth.csv).
+# take 1.2 times as many photos as one with two (benchmarks/results/growth.csv).
 CPUS_PER_DETECTOR = 2
 # An autoscaler that has no node yet needs some minutes for the first one.
 NODES_WITHIN_SECONDS = 600.0
