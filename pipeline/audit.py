@@ -166,11 +166,16 @@ def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
 
 
 def dry_run(settings: AuditSettings, scratch: str) -> dict[str, Any]:
-    """List and subtract only; the lists go to the folder ``scratch``, nothing is written to ``out``."""
+    """List and subtract only; the lists go to the folder ``scratch``, nothing is written to ``out``.
+
+    Raises:
+        ValueError, OSError: as ``audit`` does before it begins to read photos.
+    """
     card = check(settings)
     digest = audit_digest(card, settings.working_size or card.working_size)
     listing = write_listing(settings.source, scratch, settings.limit)
     log.info("%s", _found(listing))
+    _check_lost(listing, AuditLayout(settings.out), settings)
     table = AuditLayout(settings.out).table
     return {
         "dry_run": True,
@@ -224,8 +229,10 @@ def _tidy(out: str, shares: cluster.Shares) -> None:
         )
     except (ray.exceptions.RayError, OSError, DeltaError) as error:
         # All photos have their rows; the next run tidies.
-        reason = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        log.warning("small files were not joined: %s", redacted(str(reason))[:300])
+        reason = str(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            reason = f"not done after {duration(TIDY_WITHIN_SECONDS)}"
+        log.warning("not all small files were joined, the next run goes on: %s", redacted(reason)[:300])
     else:
         if any(done.values()):
             log.info("%(compacted)d small files joined, %(removed)d old files removed", done)

@@ -4,12 +4,13 @@ Whatever is removed is older than RETENTION, which is longer than any run: a fil
 not yet committed is never taken away, nor one that a reader of an older version still reads.
 """
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
+from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import TableNotFoundError
 
 from pipeline import storage
@@ -20,8 +21,14 @@ from pipeline.view import current_runs
 RETENTION = timedelta(days=7)
 # Listings are as large as the archive has keys; each source keeps its latest complete one.
 LISTING_RETENTION = timedelta(days=30)
+# A photo that fails still has a younger failure: it is tried each night.
+FAILURE_RETENTION = timedelta(days=30)
 COMPACTED_BYTES = 64 << 20
 COMPACT_FROM_FILES = 32
+# Bins are in memory as a whole; but each reads its files one after the other, which on S3 is waiting.
+BINS_AT_ONCE = 4
+# What an interrupted compaction has joined until then stays joined.
+COMPACTION_COMMITS_EVERY = timedelta(minutes=1)
 
 
 def tidy(out: str) -> dict[str, int]:
@@ -30,26 +37,45 @@ def tidy(out: str) -> dict[str, int]:
     Returns:
         ``compacted`` and ``removed``: files of the tables and mask shards.
     """
-    layout = AuditLayout(out)
-    compacted = removed = 0
+    layout, now = AuditLayout(out), datetime.now(UTC)
+    tables = []
     for uri in (layout.table, layout.failures):
-        try:
-            table = DeltaTable(uri, storage_options=storage.delta_options(uri))
-        except TableNotFoundError:
-            continue
+        with contextlib.suppress(TableNotFoundError):
+            tables.append(DeltaTable(uri, storage_options=storage.delta_options(uri)))
+    # The short work first: joining the files of a large first audit can outlast a night.
+    removed = _remove_orphaned_mask_shards(layout, now)
+    for table in tables:
+        _forget_old_failures(table, now)
+        # "Full" finds staged files that no commit ever named, too.
+        removed += len(table.vacuum(int(RETENTION.total_seconds() // 3600), dry_run=False, full=True))
+        _clean_log(table)
+    compacted = 0
+    for table in tables:
         sizes = pa.table(table.get_add_actions())["size_bytes"]
         if (pc.sum(pc.less(sizes, COMPACTED_BYTES // 2)).as_py() or 0) >= COMPACT_FROM_FILES:
-            # One bin at a time: a bin is in memory as a whole.
-            done = table.optimize.compact(target_size=COMPACTED_BYTES, max_concurrent_tasks=1)
+            done = table.optimize.compact(
+                target_size=COMPACTED_BYTES,
+                max_concurrent_tasks=BINS_AT_ONCE,
+                min_commit_interval=COMPACTION_COMMITS_EVERY,
+            )
             compacted += done["numFilesRemoved"]
-        hours = int(RETENTION.total_seconds() // 3600)
-        # "Full" finds staged files that no commit ever named, too.
-        removed += len(table.vacuum(hours, dry_run=False, full=True))
-        table.create_checkpoint()
-        table.cleanup_metadata()
-    now = datetime.now(UTC)
-    removed += _remove_orphaned_mask_shards(layout, now)
+            _clean_log(table)
     return {"compacted": compacted, "removed": removed}
+
+
+def _clean_log(table: DeltaTable) -> None:
+    table.create_checkpoint()
+    table.cleanup_metadata()
+
+
+def _forget_old_failures(table: DeltaTable, now: datetime) -> None:
+    """Delete failures older than FAILURE_RETENTION, weekly: it writes the table's files anew."""
+    if "failed_at" not in {field.name for field in table.schema().fields}:
+        return
+    oldest = pa.table(QueryBuilder().register("t", table).execute("SELECT min(failed_at) AS at FROM t"))
+    at = oldest["at"][0].as_py()
+    if at is not None and now - at > FAILURE_RETENTION + timedelta(days=7):
+        table.delete(f"failed_at < '{(now - FAILURE_RETENTION).isoformat()}'")
 
 
 def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:

@@ -94,6 +94,8 @@ class Committer:
         self._uri, self._run_id = table_uri, run_id
         self._schema = Schema.from_arrow(schema)
         self._table = open_table(table_uri, schema)
+        # The table looks it up in the log from the last checkpoint on, file by file: once is enough.
+        self._commits = self._table.transaction_version(APP_ID) or 0
         self._pending: list[Staged] = []
         self._committed_at = time.monotonic()
 
@@ -133,8 +135,8 @@ class Committer:
         ]
         following = self.version + 1
         ours = {"bdnet_commit": f"{self._run_id} {following}"}
-        number = (self._table.transaction_version(APP_ID) or 0) + 1
-        properties = CommitProperties(ours, app_transactions=[Transaction(APP_ID, number, now)])
+        self._commits += 1
+        properties = CommitProperties(ours, app_transactions=[Transaction(APP_ID, self._commits, now)])
         # Refused, or perhaps written and only the answer was lost: the table tells.
         with contextlib.suppress(CommitFailedError):
             self._table.create_write_transaction(

@@ -109,8 +109,12 @@ class _S3Lock:
         written = storage.write_if_unchanged(self._uri, content, etag)
         if written is None:
             # The answer to this beat or to the one before may be lost: then the lock is ours all the same.
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 text, found, _ = storage.read_with_age(self._uri)
+            except FileNotFoundError:
+                # Removed by a rule or by hand; audits leave it.
+                written = storage.write_if_unchanged(self._uri, content, None)
+            else:
                 if text == content:
                     written = found
                 elif self._is_ours(text):

@@ -11,9 +11,16 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 
-from pipeline import storage
+from pipeline import housekeeping, storage
 from pipeline.delta import open_table
-from pipeline.housekeeping import COMPACT_FROM_FILES, LISTING_RETENTION, RETENTION, remove_old_lists, tidy
+from pipeline.housekeeping import (
+    COMPACT_FROM_FILES,
+    FAILURE_RETENTION,
+    LISTING_RETENTION,
+    RETENTION,
+    remove_old_lists,
+    tidy,
+)
 from pipeline.layout import AuditLayout
 from pipeline.ledger import Committer, stage
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE
@@ -77,6 +84,33 @@ def test_many_small_files_become_one_with_the_same_rows(out):
     # A reader of the version before still finds its files.
     before = QueryBuilder().register("t", DeltaTable(out.table, version=1)).execute("SELECT mask FROM t")
     assert pa.table(before).num_rows == len(names)
+
+
+def test_a_compaction_that_is_interrupted_keeps_what_it_has_joined(out, monkeypatch):
+    names = [f"{n:03d}" for n in range(COMPACT_FROM_FILES)]
+    commit(out, *[row(name, mask=os.urandom(1000)) for name in names])
+    monkeypatch.setattr(housekeeping, "COMPACTED_BYTES", 30_000)
+    monkeypatch.setattr(housekeeping, "COMPACTION_COMMITS_EVERY", timedelta(0))
+    assert tidy(out.out)["compacted"] == COMPACT_FROM_FILES
+    joined = [e for e in DeltaTable(out.table).history() if e["operation"] == "OPTIMIZE"]
+    assert len(joined) > 1
+    assert uris(out) == names
+
+
+def test_failures_that_are_a_month_old_are_forgotten_and_the_younger_ones_are_not(out):
+    ages = [timedelta(days=40), FAILURE_RETENTION + timedelta(days=1), timedelta(days=29), timedelta(0)]
+    failed = {"etag": "e", "size_bytes": 1, "status": "timeout", "error": "", "run_id": "r"}
+    rows = pa.Table.from_pylist(
+        [{"uri": f"{n}", **failed, "failed_at": NOW - by} for n, by in enumerate(ages)], schema=FAILURES_TABLE
+    )
+    committer = Committer(out.failures, FAILURES_TABLE, "r1")
+    committer.add(stage(rows, out.failures, "r1"))
+    committer.flush()
+    tidy(out.out)
+    assert sorted(DeltaTable(out.failures).to_pyarrow_table()["uri"].to_pylist()) == ["2", "3"]
+    tidy(out.out)
+    # A run goes on from there.
+    Committer(out.failures, FAILURES_TABLE, "r2").add(stage(rows, out.failures, "r2"))
 
 
 def test_a_few_files_are_left_as_they_are(out):

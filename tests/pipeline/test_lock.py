@@ -132,6 +132,17 @@ def test_a_holder_renews_its_lock_and_notices_when_it_is_taken(s3_uri, monkeypat
     assert storage.read_with_age(s3_uri)[0] == b'{"run_id": "r2"}'
 
 
+def test_a_lock_that_a_cleaner_removed_is_written_again(s3_uri, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    with lock.hold(s3_uri, "r1") as check:
+        storage.remove(s3_uri)
+        deadline = time.monotonic() + 20
+        while not storage.exists(s3_uri):
+            assert time.monotonic() < deadline, "no beat after the removal"
+            time.sleep(0.02)
+        check()
+
+
 def test_a_beat_whose_answer_was_lost_takes_the_lock_from_nobody(s3_uri, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     write, lost = storage.write_if_unchanged, []
