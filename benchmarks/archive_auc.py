@@ -19,7 +19,7 @@ from bdnet.card import shipped_models
 from bdnet.photo import decode
 from benchmarks.command import data_folder, run, write_csv
 from benchmarks.out_of_fold import BLURRED_ABOVE
-from pipeline.delta import scan
+from pipeline.delta import read_table, scan
 
 KINDS = {"F": "defocus", "M": "motion"}
 
@@ -41,7 +41,7 @@ def audited(model: str, archive: Path) -> list[dict[str, Any]]:
     """What an audit with ``model`` says of each photo of the archive."""
     with tempfile.TemporaryDirectory() as out:
         result = run("jobs.audit", str(archive), "--out", out, "--model", model)
-        found = scan(result["table"], "SELECT uri, blurred_fraction, blur_kind FROM delta")
+        found = scan(read_table(result["table"]), "SELECT uri, blurred_fraction, blur_kind FROM delta")
         return [row for part in found for row in part.to_pylist()]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bdnet.photo import decode
-from pipeline.delta import scan
+from pipeline.delta import read_table, scan
 from pipeline.layout import AuditLayout
 from pipeline.report import overlay
 
@@ -29,7 +29,7 @@ GAP = 8
 def main(out: str, picture: str) -> int:
     """Write the picture."""
     sql = "SELECT uri, mask, blurred_fraction, blur_kind, focus FROM delta"
-    rows = [row for part in scan(AuditLayout(out).table, sql) for row in part.to_pylist()]
+    rows = [row for part in scan(read_table(AuditLayout(out).table), sql) for row in part.to_pylist()]
     width = len(SHOWN) * (CELL[0] + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * CELL[1] + GAP + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)

@@ -46,27 +46,40 @@ def _columns(schema: Schema) -> set[tuple[str, str]]:
     return {(field.name, str(field.type)) for field in schema.fields}
 
 
-def scan(uri: str, sql: str, version: int | None = None) -> Iterator[pa.Table]:
-    """Stream what ``sql`` finds in the Delta table at ``uri``, called ``delta``; nothing without a table.
+def read_table(uri: str, version: int | None = None) -> DeltaTable | None:
+    """The Delta table at ``uri`` with its log, which may take a second to read; None where none was begun.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    try:
+        return DeltaTable(uri, version, storage.delta_options(uri))
+    except TableNotFoundError:
+        return None
+    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
+        raise OSError(f"cannot read the table {uri}: {error}") from error
+
+
+def scan(table: DeltaTable | None, sql: str) -> Iterator[pa.Table]:
+    """Stream what ``sql`` finds in a Delta table, called ``delta``; nothing without a table.
 
     Raises:
         OSError: the table has lost a file or can't be read.
     """
+    if table is None:
+        return
     # Filters are pushed into the Parquet scan, so that wide columns are read for matching rows only.
     builder = QueryBuilder({"datafusion.execution.parquet.pushdown_filters": "true"})
     batches: list[pa.RecordBatch] = []
     try:
-        table = DeltaTable(uri, version, storage.delta_options(uri))
         found = pa.RecordBatchReader.from_stream(builder.register("delta", table).execute(sql))
         for batch in found:
             batches.append(batch)
             if sum(map(len, batches)) >= ROWS_AT_ONCE:
                 yield pa.Table.from_batches(batches)
                 batches = []
-    except TableNotFoundError:
-        return
-    except Exception as error:  # The engine raises bare Exception for a file that it can't read.
-        raise OSError(f"cannot read the table {uri}: {error}") from error
+    except Exception as error:  # as above
+        raise OSError(f"cannot read the table {table.table_uri}: {error}") from error
     if batches:
         yield pa.Table.from_batches(batches)
 
@@ -78,7 +91,9 @@ def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
         OSError: the table has lost a file or can't be read.
     """
     # The engine answers with string views, which joins don't take.
-    return pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in scan(uri, sql))])
+    return pa.concat_tables(
+        [schema.empty_table(), *(rows.cast(schema) for rows in scan(read_table(uri), sql))]
+    )
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, QueryBuilder
+from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from pipeline import storage
@@ -21,8 +21,6 @@ from pipeline.view import current_runs
 RETENTION = timedelta(days=7)
 # Listings are as large as the archive has keys; each source keeps its latest complete one.
 LISTING_RETENTION = timedelta(days=30)
-# A photo that fails still has a younger failure: it is tried each night.
-FAILURE_RETENTION = timedelta(days=30)
 COMPACTED_BYTES = 64 << 20
 COMPACT_FROM_FILES = 32
 # Bins are in memory as a whole; but each reads its files one after the other, which on S3 is waiting.
@@ -32,7 +30,7 @@ COMPACTION_COMMITS_EVERY = timedelta(minutes=1)
 
 
 def tidy(out: str) -> dict[str, int]:
-    """Compact both tables under ``out`` and clean them; for the run that holds the lock.
+    """Clean both tables under ``out`` and join their small files; for the run that holds the lock.
 
     Returns:
         ``compacted`` and ``removed``: files of the tables and mask shards.
@@ -45,7 +43,6 @@ def tidy(out: str) -> dict[str, int]:
     # The short work first: joining the files of a large first audit can outlast a night.
     removed = _remove_orphaned_mask_shards(layout, now)
     for table in tables:
-        _forget_old_failures(table, now)
         # "Full" finds staged files that no commit ever named, too.
         removed += len(table.vacuum(int(RETENTION.total_seconds() // 3600), dry_run=False, full=True))
         _clean_log(table)
@@ -66,16 +63,6 @@ def tidy(out: str) -> dict[str, int]:
 def _clean_log(table: DeltaTable) -> None:
     table.create_checkpoint()
     table.cleanup_metadata()
-
-
-def _forget_old_failures(table: DeltaTable, now: datetime) -> None:
-    """Delete failures older than FAILURE_RETENTION, weekly: it writes the table's files anew."""
-    if "failed_at" not in {field.name for field in table.schema().fields}:
-        return
-    oldest = pa.table(QueryBuilder().register("t", table).execute("SELECT min(failed_at) AS at FROM t"))
-    at = oldest["at"][0].as_py()
-    if at is not None and now - at > FAILURE_RETENTION + timedelta(days=7):
-        table.delete(f"failed_at < '{(now - FAILURE_RETENTION).isoformat()}'")
 
 
 def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:

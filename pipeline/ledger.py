@@ -25,7 +25,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline import storage
-from pipeline.delta import SKIPPED_BY, open_table, quoted, scan
+from pipeline.delta import SKIPPED_BY, open_table, quoted, read_table, scan
 from pipeline.listing import read_listing
 
 APP_ID = "bdnet-audit"
@@ -55,7 +55,7 @@ def subtract(shard: str, to_do: str, table_uri: str, version: int | None, audit_
         span = pc.min_max(listing["uri"]).as_py()
         sql = f"""SELECT uri, etag FROM delta WHERE audit_digest = {quoted(audit_digest)}
             AND uri BETWEEN {quoted(span["min"])} AND {quoted(span["max"])}"""
-        for known in scan(table_uri, sql, version):
+        for known in scan(read_table(table_uri, version), sql):
             is_known |= pc.is_in(keys, _keys(known).combine_chunks()).to_numpy(zero_copy_only=False)
     rest = listing.filter(pa.array(~is_known))
     if rest.num_rows:

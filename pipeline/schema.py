@@ -86,7 +86,7 @@ AUDIT_TABLE = pa.schema(
     ]
 )
 
-# Retryable failures by run, of the last 30 days; these photos are tried again by the next run.
+# Retryable failures, append-only, by run; these photos are tried again by the next run.
 FAILURES_TABLE = pa.schema(
     [
         *LISTING,

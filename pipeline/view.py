@@ -17,6 +17,7 @@ model measured is never shown as the new one's.
 Memory holds one listing shard and its rows at a time, however large the archive is.
 """
 
+import functools
 import io
 import json
 import os
@@ -30,14 +31,18 @@ from urllib.parse import quote_from_bytes
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from pipeline import storage
-from pipeline.delta import quoted, scan
+from pipeline.delta import quoted, read_table, scan
 from pipeline.layout import AuditLayout, RunLayout
 from pipeline.listing import local_uri
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE
 
 NOT_AUDITED = "not_audited"
+
+# Reading the log of a table of many files takes a second: of a view each is opened once, if at all.
+_Opener = Callable[[str], DeltaTable | None]
 
 _KEYS = ["uri", "etag"]
 _LISTED = ["uri", "etag", "size_bytes"]
@@ -97,6 +102,7 @@ class View:
         Raises:
             OSError: a listing or a table can't be read.
         """
+        open_once = functools.cache(read_table)
         for n, run in enumerate(self.runs):
             covered = [_covered_by(self.layout, newer) for newer in self.runs[:n]]
             for shard in _shards(self.layout, run):
@@ -104,7 +110,7 @@ class View:
                 for by in covered:
                     listing = listing.filter(pc.invert(by(listing["uri"].combine_chunks())))
                 if listing.num_rows:
-                    yield _with_what_is_known(self.layout, listing, run.audit_digest)
+                    yield _with_what_is_known(self.layout, open_once, listing, run.audit_digest)
 
 
 def current_view(layout: AuditLayout) -> View:
@@ -178,13 +184,15 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def _with_what_is_known(layout: AuditLayout, listing: pa.Table, audit_digest: str) -> pa.Table:
+def _with_what_is_known(
+    layout: AuditLayout, open_once: _Opener, listing: pa.Table, audit_digest: str
+) -> pa.Table:
     """The listed photos with their rows, or their latest failures, as ``PHOTOS``."""
     known = pa.schema([PHOTOS.field(name) for name in (*_KEYS, "status", "error", *_MEASURED)])
-    rows = list(_rows_of(listing, layout.table, known, f"audit_digest = {quoted(audit_digest)}"))
+    rows = list(_rows_of(listing, layout.table, open_once, known, f"audit_digest = {quoted(audit_digest)}"))
     joined = listing.join(pa.concat_tables([known.empty_table(), *rows]), _KEYS)
     left = joined.filter(pc.is_null(joined["status"]))
-    failures = _latest_failures(left.select(_KEYS), layout.failures)
+    failures = _latest_failures(left.select(_KEYS), layout.failures, open_once)
     left = left.drop_columns(["status", "error"]).join(failures, _KEYS)
     left = left.set_column(
         left.schema.get_field_index("status"), "status", pc.fill_null(left["status"], NOT_AUDITED)
@@ -195,12 +203,12 @@ def _with_what_is_known(layout: AuditLayout, listing: pa.Table, audit_digest: st
     return photos.append_column("audit_digest", pa.repeat(audit_digest, len(photos))).cast(PHOTOS)
 
 
-def _latest_failures(keys: pa.Table, uri: str) -> pa.Table:
+def _latest_failures(keys: pa.Table, uri: str, open_once: _Opener) -> pa.Table:
     """(uri, etag, status, error) of the latest failure of each of these photo versions that has one."""
     names = (*_KEYS, "status", "error", "failed_at")
     columns = pa.schema([(name, FAILURES_TABLE.field(name).type) for name in names])
     latest = columns.empty_table()
-    for found in _rows_of(keys, uri, columns):
+    for found in _rows_of(keys, uri, open_once, columns):
         both = pa.concat_tables([latest, found]).sort_by(
             [("failed_at", "descending"), ("status", "ascending")]
         )
@@ -209,7 +217,9 @@ def _latest_failures(keys: pa.Table, uri: str) -> pa.Table:
     return latest.drop_columns(["failed_at"])
 
 
-def _rows_of(photos: pa.Table, uri: str, schema: pa.Schema, where: str = "true") -> Iterator[pa.Table]:
+def _rows_of(
+    photos: pa.Table, uri: str, open_once: _Opener, schema: pa.Schema, where: str = "true"
+) -> Iterator[pa.Table]:
     """Stream the rows of the Delta table at ``uri`` for the (uri, etag) of ``photos``.
 
     Listings come in key order: a shard spans a small range of keys, and few of the table's files reach into
@@ -223,7 +233,7 @@ def _rows_of(photos: pa.Table, uri: str, schema: pa.Schema, where: str = "true")
         f" WHERE {where} AND uri BETWEEN {quoted(ends['min'])} AND {quoted(ends['max'])}"
     )
     keys = photos.select(_KEYS)
-    for rows in scan(uri, sql):
+    for rows in scan(open_once(uri), sql):
         # The engine answers with string views, which joins don't take.
         yield rows.cast(schema).join(keys, _KEYS, join_type="left semi")
 

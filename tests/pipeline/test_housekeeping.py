@@ -15,7 +15,6 @@ from pipeline import housekeeping, storage
 from pipeline.delta import open_table
 from pipeline.housekeeping import (
     COMPACT_FROM_FILES,
-    FAILURE_RETENTION,
     LISTING_RETENTION,
     RETENTION,
     remove_old_lists,
@@ -95,22 +94,6 @@ def test_a_compaction_that_is_interrupted_keeps_what_it_has_joined(out, monkeypa
     joined = [e for e in DeltaTable(out.table).history() if e["operation"] == "OPTIMIZE"]
     assert len(joined) > 1
     assert uris(out) == names
-
-
-def test_failures_that_are_a_month_old_are_forgotten_and_the_younger_ones_are_not(out):
-    ages = [timedelta(days=40), FAILURE_RETENTION + timedelta(days=1), timedelta(days=29), timedelta(0)]
-    failed = {"etag": "e", "size_bytes": 1, "status": "timeout", "error": "", "run_id": "r"}
-    rows = pa.Table.from_pylist(
-        [{"uri": f"{n}", **failed, "failed_at": NOW - by} for n, by in enumerate(ages)], schema=FAILURES_TABLE
-    )
-    committer = Committer(out.failures, FAILURES_TABLE, "r1")
-    committer.add(stage(rows, out.failures, "r1"))
-    committer.flush()
-    tidy(out.out)
-    assert sorted(DeltaTable(out.failures).to_pyarrow_table()["uri"].to_pylist()) == ["2", "3"]
-    tidy(out.out)
-    # A run goes on from there.
-    Committer(out.failures, FAILURES_TABLE, "r2").add(stage(rows, out.failures, "r2"))
 
 
 def test_a_few_files_are_left_as_they_are(out):
