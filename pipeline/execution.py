@@ -109,7 +109,7 @@ def work_off(
                             staged = Staged(**file)
                             committers[target].add(staged)
                             outcome.photos += staged.rows
-                            progress.add(staged.rows)
+                            progress.add(staged.rows, failed=target == "failures")
                         check_lock()
                         commit(if_due=True)
                         _check_denied(outcome, photos, plan)

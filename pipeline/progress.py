@@ -14,7 +14,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None) -> None:
-        self.what, self.total, self.done = what, total, 0
+        self.what, self.total, self.done, self.failed = what, total, 0, 0
         self._said_at: int | None = None
         self._first: tuple[float, int] | None = None
         self._started = self._said = time.monotonic()
@@ -28,9 +28,10 @@ class Progress:
             first_at, first = self._first
         return (self.done - first) / (time.monotonic() - first_at) if self.done else 0.0
 
-    def add(self, count: int) -> None:
-        """Count ``count`` more items."""
+    def add(self, count: int, *, failed: bool = False) -> None:
+        """Count ``count`` more items, done or ``failed`` for now."""
         self.done += count
+        self.failed += count if failed else 0
         self._first = self._first or (time.monotonic(), self.done)
         if time.monotonic() - self._said >= self._interval:
             self._said = time.monotonic()
@@ -48,7 +49,8 @@ class Progress:
     def _say(self) -> None:
         self._said_at = self.done
         total = "" if self.total is None else f" of {self.total:,}"
-        text = f"{self.what}: {self.done:,}{total}, {self.rate:.1f}/s"
+        failed = f" ({self.failed:,} failed)" if self.failed else ""
+        text = f"{self.what}: {self.done:,}{total}{failed}, {self.rate:.1f}/s"
         if self.done and self.total is not None:
             text += f", {duration((self.total - self.done) / self.rate)} left"
         print(f"\r{text}\033[K" if sys.stderr.isatty() else text, file=sys.stderr, end="", flush=True)

@@ -53,6 +53,15 @@ def test_a_log_gets_a_line_each_ten_seconds_with_rate_and_time_left(clock, monke
     assert capsys.readouterr().err == "photos: 1,000 of 4,000, 100.0/s, 30 s left\n"
 
 
+def test_what_failed_is_said_beside_what_is_done(clock, monkeypatch, capsys):
+    on_terminal(monkeypatch, False)
+    counter = Progress("photos", 4_000)
+    counter.add(900)
+    clock.now += 10
+    counter.add(1_100, failed=True)
+    assert capsys.readouterr().err == "photos: 2,000 of 4,000 (1,100 failed), 110.0/s, 18 s left\n"
+
+
 def test_a_terminal_gets_one_line_that_is_written_over(clock, monkeypatch, capsys):
     on_terminal(monkeypatch, True)
     counter = Progress("photos", 20)
