@@ -35,8 +35,9 @@ TOLD_TO_END = "told to end (SIGTERM); what was staged is committed, run it again
 MIN_BLOCK_BYTES = 64 << 20
 # Detectors that work for so much of their time are what the run waits for.
 BUSY = 0.8
-# Photos of one Ray Data execution: what the driver keeps about blocks is bounded by it.
-PHOTOS_PER_WINDOW = 50_000
+# Photos of one Ray Data execution. What the driver keeps about blocks is bounded by it: 56 KB for each, by
+# hand. At the end of each, detectors wait for the last one, and those of the next one load the network anew.
+PHOTOS_PER_WINDOW = 200_000
 # When each of so many photos is denied, so are the rest.
 DENIED_FROM_THE_START = 1_000
 
