@@ -1,8 +1,8 @@
 """What an audit is compared with: the same fetch, decode, network and measurement in a plain process.
 
 ``python -m benchmarks.plain_loop SOURCE OUT``: eight threads fetch and decode, the main thread runs the
-network and writes a Parquet file of rows every 64 photos. No table, no resumption, no retries. The last line
-on stdout tells as JSON when photos were written, in seconds since 1970, and how many then.
+network and writes a Parquet file of rows every 64 photos of all processes. No table, no resumption, no
+retries. The last line on stdout tells as JSON when photos were written, in seconds since 1970, and how many.
 """
 
 import json
@@ -102,7 +102,7 @@ def main() -> int:
         batch.append((uri, photo.pixels))
         if len(batch) == model.batch:
             detect(alike.pop(photo.pixels.shape))
-        write(LARGEST_BLOCK)
+        write(LARGEST_BLOCK // settings.processes)
     for batch in alike.values():
         detect(batch)
     write(1)

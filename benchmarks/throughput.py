@@ -1,4 +1,4 @@
-"""Audit and plain loop: ``python -m benchmarks.throughput`` (a quick look: ``--photos 200 --rounds 1``).
+"""Audit and plain loop: ``python -m benchmarks.throughput`` (a quick look: ``--photos 600 --rounds 1``).
 
 ``jobs.audit`` and ``benchmarks.plain_loop`` take turns on the same photos of 3 megapixels in a local S3
 server, on all cores of this machine: the loop as one would write it at first, one network with all threads,
