@@ -242,8 +242,8 @@ def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits(
     try:
         image = _OPENERS[kind](io.BytesIO(data))
         stored = width, height = _stored_size(image)
-        # A PNG's EXIF may follow the pixels: then asking for it decodes them.
-        early = kind != "png" or not image.info.keys().isdisjoint(("exif", *_PNG_FACTS))
+        # A PNG's EXIF may follow the pixels: unless it was seen, asking for it decodes them.
+        early = kind != "png" or "exif" in image.info
         if early:
             turn, (width, height), capture = _taken(image, stored)
         box, memory = _prepare(image, kind, data, working_size, limits)

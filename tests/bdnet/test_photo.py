@@ -338,15 +338,21 @@ def test_without_the_extra_a_heic_is_unsupported(monkeypatch):
     assert (photo.status, photo.format) == ("unsupported", "heic")
 
 
-def test_a_png_header_that_claims_50000_by_50000_allocates_nothing(monkeypatch):
-    def refuse(*_args):
-        raise AssertionError("pixels were allocated")
+@pytest.mark.parametrize("name", [b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif", b"Comment"])
+def test_a_png_header_that_claims_50000_by_50000_allocates_nothing(name, monkeypatch):
+    allocated = []
+
+    def refuse(mode, size, *_args):
+        allocated.append((mode, size))
+        raise MemoryError
 
     monkeypatch.setattr(Image.core, "new", refuse)
     monkeypatch.setattr(Image.core, "fill", refuse)
-    photo = decode(png((50_000, 50_000, 8, 2), (b"IDAT", zlib.compress(bytes(1000)))))
+    text = (b"iTXt", name + b"\0\0\0\0\0some text")
+    photo = decode(png((50_000, 50_000, 8, 2), text, (b"IDAT", zlib.compress(bytes(1000)))))
     assert_typed(photo)
     assert photo.status == "too_large"
+    assert not allocated
     assert (photo.width, photo.height) == (50_000, 50_000)
 
 

@@ -85,7 +85,7 @@ def test_many_small_files_become_one_with_the_same_rows(out):
     assert pa.table(before).num_rows == len(names)
 
 
-def test_a_compaction_that_is_interrupted_keeps_what_it_has_joined(out, monkeypatch):
+def test_a_compaction_commits_on_the_way_what_it_has_joined(out, monkeypatch):
     names = [f"{n:03d}" for n in range(COMPACT_FROM_FILES)]
     commit(out, *[row(name, mask=os.urandom(1000)) for name in names])
     monkeypatch.setattr(housekeeping, "COMPACTED_BYTES", 30_000)
