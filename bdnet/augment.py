@@ -50,7 +50,7 @@ def random_crop(
     if rng.random() < settings.noise:
         sigma = rng.uniform(1, 8)
         noisy = image + rng.standard_normal(image.shape, dtype=np.float32) * sigma
-        image = noisy.clip(0, 255).astype(np.uint8)
+        image = (noisy.clip(0, 255) + 0.5).astype(np.uint8)
     if rng.random() < settings.jpeg:
         image = _jpeg(image, quality=int(rng.integers(60, 96)))
     return np.ascontiguousarray(image), np.ascontiguousarray(mask), kind

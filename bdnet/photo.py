@@ -39,7 +39,7 @@ from bdnet.exif import ORIENTATION, Capture, orientation, read_capture
 from bdnet.memory import MemoryBudget
 
 try:
-    import pillow_heif  # an extra: pip install bdnet[heic]
+    import pillow_heif  # an extra: pip install '.[heic]'
 except ImportError:
     pillow_heif = None  # type: ignore[assignment]
 

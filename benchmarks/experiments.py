@@ -86,13 +86,13 @@ class Lab:
         # Ray's workers stand in other folders.
         object.__setattr__(self, "out", self.out.absolute())
 
-    def patches(self, cut: str, share: float = 1.0) -> Path:
+    def patches(self, cut: str, share: float = 1.0, split: str = "train") -> Path:
         """The patch dataset of a cut, made where it isn't yet."""
-        folder = self.out / "patches" / f"{cut}-{round(100 * share)}"
+        folder = self.out / "patches" / f"{cut}-{split}-{round(100 * share)}"
         if not (folder / "dataset.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
             dataset = self._share_of_blurraw(share) if share < 1 else data_folder() / "blurraw"
-            run("jobs.prepare", str(dataset), "--cut", cut, "--out", str(folder))
+            run("jobs.prepare", str(dataset), "--cut", cut, "--split", split, "--out", str(folder))
         return folder
 
     def _share_of_blurraw(self, share: float) -> Path:
@@ -173,6 +173,15 @@ class Lab:
         if not (out / "result.json").exists():
             model = ["--model", str(folder / "model"), "--refine", refine]
             run("jobs.evaluate", str(data_folder() / "blurraw"), *model, "--out", str(out))
+        return read_scored(out)
+
+    def score_windows(self, experiment: Experiment) -> "Scored":
+        """Score a trained network on BlurDB2, the paper's windows of 256² of the test photos."""
+        folder = self.folder(experiment)
+        out = folder / "test-blurdb2"
+        if not (out / "result.json").exists():
+            windows = str(self.patches("blurdb2", split="test"))
+            run("jobs.evaluate", windows, "--model", str(folder / "model"), "--out", str(out))
         return read_scored(out)
 
     def archive_auc(self, experiment: Experiment) -> dict[str, str]:

@@ -13,14 +13,14 @@ import jinja2
 import vl_convert
 
 from bdnet.card import DEFAULT_MODEL, shipped_models
-from benchmarks.ablation import VARIANTS
+from benchmarks.ablation import ON_BLURDB2, VARIANTS
 from benchmarks.command import INVERTED_MASKS, read_csv
 from benchmarks.comparison import SYSTEMS
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (
-    *("scores", "comparison", "ablation", "kfold", "training_curves"),
+    *("scores", "comparison", "ablation", "ablation_blurdb2", "kfold", "training_curves"),
     *("pr_curves", "calibration", "verdict_thresholds", "archive_auc", "archive_thresholds"),
     "failures",
 )
@@ -87,6 +87,12 @@ COLUMNS: dict[str, Columns] = {
         "minus the first row": difference,
         **BY_KIND,
     },
+    "ablation_blurdb2": {
+        "network": "network",
+        "mean IoU": interval,
+        "minus BDNet of the seed": difference,
+        **BY_KIND,
+    },
     "kfold": {
         **{name: name for name in ("model", "fold", "photos")},
         "mean IoU": interval,
@@ -135,6 +141,7 @@ def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
     """By table the rows that no training has filled yet; these tables take hours and grow row by row."""
     systems = {row["system"] for row in results["comparison"]}
     variants = {(row["changed"], row["to"]) for row in results["ablation"]}
+    pairs = {row["network"] for row in results["ablation_blurdb2"]}
     folds = {(row["model"], row["fold"]) for row in results["kfold"]}
     return {
         "kfold": [
@@ -149,6 +156,7 @@ def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
             for changed, variant in VARIANTS
             if (changed, variant.name) not in variants
         ],
+        "ablation_blurdb2": [pair.name for pair in ON_BLURDB2 if pair.name not in pairs],
     }
 
 
@@ -163,6 +171,7 @@ def answers(results: dict[str, list[Row]]) -> dict[str, defaultdict[str, str]]:
             for row in scores
         },
         "variants": {row["to"]: difference(row) for row in results["ablation"]},
+        "pairs": {row["network"]: difference(row) for row in results["ablation_blurdb2"]},
         "systems": {row["system"]: difference(row) for row in results["comparison"]},
         "system_scores": {row["system"]: interval(row) for row in results["comparison"]},
         "systems_by_photo": {

@@ -96,8 +96,9 @@ def demo(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_duckdb_reads_the_table(demo: Path) -> None:
-    said = run(block_with("worst"), demo)
+def test_duckdb_writes_what_is_blurred_as_a_spreadsheet(demo: Path) -> None:
+    run(block_with("worst"), demo)
+    said = (demo / "blurred.csv").read_text()
     assert "/photos/missed.jpg" in said
     assert "suspected_miss" in said
     assert "empty.jpg" not in said

@@ -150,6 +150,12 @@ def test_changes_of_the_pixels_leave_the_mask(change):
     assert kind == "motion"
 
 
+def test_noise_makes_a_grey_picture_neither_darker_nor_brighter():
+    grey, mask = np.full((80, 80, 3), 100, np.uint8), np.zeros((80, 80), np.uint8)
+    noisy = [crop(replace(PLAIN, noise=1.0), seed, grey, mask)[0] for seed in range(20)]
+    assert np.mean(noisy) == pytest.approx(100, abs=0.1)
+
+
 @given(st.floats(0.5, 12))
 def test_a_disk_kernel_sums_to_1_and_is_as_wide_as_its_radius(radius):
     kernel = disk_kernel(radius)

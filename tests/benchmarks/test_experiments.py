@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks import command, experiments
+from benchmarks import ablation, command, experiments
 from benchmarks.experiments import BASELINE, Lab, Scored, complete, score_columns, with_rate
 
 
@@ -52,6 +52,24 @@ def test_the_difference_from_the_baseline_is_paired_by_photo_not_by_place():
     better = score_columns(scored([perfect, half, half]), baseline)
     assert float(better["minus_low"]) >= 0
     assert float(better["minus_high"]) > 0
+
+
+def test_on_blurdb2_each_network_is_compared_with_bdnet_of_its_own_seed(tmp_path, monkeypatch):
+    trained = []
+    perfect, half = [[50, 0], [0, 50]], [[40, 10], [10, 40]]
+    monkeypatch.setattr(Lab, "train", lambda lab, experiment: trained.append(experiment))
+    monkeypatch.setattr(
+        Lab,
+        "score_windows",
+        # Seed 1 is the better one, for both networks.
+        lambda lab, experiment: scored([perfect if experiment.seed == 1 else half] * 3),
+    )
+    for experiment in ablation.ON_BLURDB2:
+        row = ablation.make_pair_row(Lab(tmp_path), experiment)
+        assert (row["arch"], row["seed"]) == (experiment.arch, str(experiment.seed))
+        assert float(row["minus_baseline"]) == 0
+    assert {(e.cut, e.recipe.learning_rate) for e in trained} == {("blurdb2", 1e-3)}
+    assert {e.seed for e in trained} == {0, 1, 2}
 
 
 def test_a_larger_share_of_the_photos_holds_a_smaller_one_and_both_kinds(tmp_path, monkeypatch):

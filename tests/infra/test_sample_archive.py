@@ -9,10 +9,10 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 pytest.importorskip(
-    "skimage", reason="the sample photographs ship in scikit-image: pip install 'bdnet[demo]'"
+    "skimage", reason="the sample photographs ship in scikit-image: pip install '.[demo]'"
 )
 pytest.importorskip(
-    "sklearn", reason="the sample photographs ship in scikit-learn: pip install 'bdnet[demo]'"
+    "sklearn", reason="the sample photographs ship in scikit-learn: pip install '.[demo]'"
 )
 
 from infra.sample_archive import blur_by_layers, disk, line, make_sample_archive
