@@ -59,7 +59,7 @@ def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
     try:
         card = Card(**json.loads(card_text))
         _check(card)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{name_or_uri}: {CARD_FILE} is no card that this bdnet reads ({error}); copy it again or "
             "install the bdnet that wrote it"
@@ -82,7 +82,9 @@ def _check(card: Card) -> None:
         raise ValueError("working_size is no number of pixels")
     if not isinstance(card.temperature, int | float) or not 0 < card.temperature < math.inf:
         raise ValueError("temperature is no number above 0")
-    if not isinstance(card.ranges, dict):
+    if not isinstance(card.ranges, dict) or not all(
+        isinstance(value, int | float) for value in card.ranges.values()
+    ):
         raise ValueError("ranges are no numbers by name")
 
 

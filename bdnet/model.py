@@ -155,7 +155,7 @@ def read_network(name_or_uri: str) -> tuple[nn.Module, Card]:
     try:
         state = {name: tensor.float() for name, tensor in safetensors.torch.load(weights).items()}
         net.load_state_dict({**_counters(net), **state})
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError) as error:  # KeyError: a type that torch hasn't
         raise ValueError(
             f"{name_or_uri}: {WEIGHTS_FILE} doesn't hold the weights of {card.arch}, which its card names; "
             "copy both again"

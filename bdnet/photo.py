@@ -12,6 +12,7 @@ uncompressed one, which may be a black border. ``python -m benchmarks.mutants`` 
 The threads of a process together decode within ``Limits.max_memory``, whatever the photos are.
 """
 
+import contextlib
 import io
 import logging
 import struct
@@ -43,7 +44,7 @@ try:
 except ImportError:
     pillow_heif = None  # type: ignore[assignment]
 
-_DECODER_VERSION = "3"  # raise it when the pixels or the status of any photo change
+_DECODER_VERSION = "4"  # raise it when the pixels or the status of any photo change
 
 # The only text chunks of a PNG that Pillow reads facts from: its EXIF and its XMP.
 _PNG_FACTS = ("Raw profile type exif", "XML:com.adobe.xmp")
@@ -131,6 +132,11 @@ _TURNS = {
 }
 _NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 258, 262, 330, 50706
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_EXIF_DIRECTORIES = (34665, 34853)
+# Pillow makes an object of each value of a tag but for bytes and text, so they are counted first. 60,000 rows
+# of three colours, each a strip of its own, are fewer.
+_MOST_TAGS, _MOST_VALUES, _BYTES_OR_TEXT = 65_535, 200_000, (1, 2, 7)
+_MOST_EXIF_BYTES = 2**20
 # Where the pixel data starts and how many bytes it has, as strips or as tiles.
 _DATA_TAGS = ((273, 279), (324, 325))
 _WHITE_IS_ZERO, _COLOUR_FILTER_ARRAY = 0, 32803
@@ -171,6 +177,8 @@ _OTHER_MODES, _TRANSPARENT, _WEBP, _HEIC = 9, 13, 17, 17
 _RESULT_BYTES = 14
 # Of a pixel of a TIFF that Pillow turns at full size, on top.
 _TURNED_TIFF = 4
+# Of a row or column, beside its pixels: Pillow's pointers to rows, and the weights by which it is reduced.
+_SIDE_BYTES = 48
 # A header can claim a larger side, which is no photo's and fits no column of the table.
 _LARGEST_SIDE = 2**31 - 1
 
@@ -240,6 +248,8 @@ def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits(
     width = height = None
     capture = Capture()
     try:
+        if kind == "tiff":
+            _check_tiff_tags(data)
         image = _OPENERS[kind](io.BytesIO(data))
         stored = width, height = _stored_size(image)
         # A PNG's EXIF may follow the pixels: unless it was seen, asking for it decodes them.
@@ -324,6 +334,7 @@ def _prepare(
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         beside = _check_tiff(image)
     memory = image.width * image.height * _bytes_per_pixel(image, kind) + beside
+    memory += (image.width + image.height) * _SIDE_BYTES
     memory += target[0] * target[1] * _RESULT_BYTES
     if memory > limits.max_memory:
         raise _RefusedError(
@@ -397,13 +408,15 @@ def _png_fault(data: bytes) -> tuple[str, str] | None:
 def _ends_in_filling(data: bytes, kind: str, pixels: int) -> bool:
     """Whether the compressed pixels end in sectors of one value: what a disk or a download lost."""
     if kind == "webp":
-        ends = [end for name, end in _riff_chunks(data) if name in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")]
+        named = (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
+        ends = (end for name, end in _riff_chunks(data) if name in named and end <= len(data))
     else:
-        ends = [len(data)]
+        ends = iter((len(data),))
     # Of one colour alone, a whole WebP is hardly more than zeros: a byte for 10,000 pixels.
     run = max(_SECTOR, pixels // 1024)
-    tails = [data[max(0, end - run) : end] for end in ends if end <= len(data)]
-    return any(tail in (bytes(run), b"\xff" * run) for tail in tails)
+    fillings = (bytes(run), b"\xff" * run)
+    # A file may have as many chunks as it likes: none is copied.
+    return any(data.endswith(filling, max(0, end - run), end) for end in ends for filling in fillings)
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
@@ -418,10 +431,10 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 def _taken(image: ImageFile.ImageFile, stored: tuple[int, int]) -> tuple[int, tuple[int, int], Capture]:
     """Return how the photo is turned, its upright (width, height), and what the camera wrote."""
-    try:
-        exif = image.getexif()
-    except Exception:  # a photo with damaged metadata is still a photo
-        exif = Image.Exif()
+    exif = Image.Exif()
+    if len(image.info.get("exif") or b"") <= _MOST_EXIF_BYTES:
+        with contextlib.suppress(Exception):  # a photo with damaged metadata is still a photo
+            exif = image.getexif()
     if turned := image.info.get("original_orientation"):  # HEIC: turned by its decoder, and 1 from then on
         exif[ORIENTATION] = turned
     turn = orientation(exif)
@@ -537,19 +550,57 @@ def _boxes_end(data: bytes) -> int:
     return at
 
 
+@dataclass(frozen=True)
+class _TiffDirectory:
+    """A directory of tags: where it ends, and of each tag its number, type, count and value or offset."""
+
+    end: int
+    tags: list[tuple[int, int, int, int]]
+
+
+def _tiff_directory(data: bytes, start: int | None = None) -> _TiffDirectory:
+    """Read a TIFF's directory at ``start``, or its first one, as far as the file goes."""
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    big = b"+" in data[2:4]
+    # Bytes of an offset, of the number of tags, and of a tag.
+    offset, number, tag = (8, 8, 20) if big else (4, 2, 12)
+
+    def whole(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    if start is None:
+        start = whole(8 if big else 4, offset)
+    first = start + number
+    end = first + tag * whole(start, number)
+    return _TiffDirectory(
+        end,
+        [
+            (whole(at, 2), whole(at + 2, 2), whole(at + 4, offset), whole(at + 4 + offset, offset))
+            for at in range(first, min(end, len(data)), tag)[: _MOST_TAGS + 1]
+        ],
+    )
+
+
 def _tiff_directory_end(data: bytes) -> int:
     """Return where a TIFF's first directory and the values it points to end."""
-    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
-    start = int.from_bytes(data[4:8], order) + 2
-    end = start + 12 * int.from_bytes(data[start - 2 : start], order)
-    for at in range(start, min(end, len(data)), 12):
-        kind, count, offset = (
-            int.from_bytes(data[at + i : at + j], order) for i, j in ((2, 4), (4, 8), (8, 12))
-        )
-        size = count * _TIFF_TYPE_SIZES.get(kind, 0)
-        if size > 4:  # smaller values lie in the directory itself
-            end = max(end, offset + size)
-    return end
+    directory = _tiff_directory(data)
+    sizes = [(count * _TIFF_TYPE_SIZES.get(kind, 0), offset) for _, kind, count, offset in directory.tags]
+    # Values of at most 4 bytes lie in the directory itself.
+    return max([directory.end, *(offset + size for size, offset in sizes if size > 4)])
+
+
+def _check_tiff_tags(data: bytes) -> None:
+    """Refuse a TIFF whose first directory, or its EXIF's, has more values than are to be objects."""
+    first = _tiff_directory(data)
+    starts = {tag: value for tag, _, _, value in first.tags if tag in _EXIF_DIRECTORIES}
+    for directory in (first, *(_tiff_directory(data, start) for start in starts.values())):
+        if len(directory.tags) > _MOST_TAGS:
+            raise _RefusedError("too_large", f"a directory of it has more than {_MOST_TAGS:,} tags")
+        for tag, kind, count, _ in directory.tags:
+            if kind not in _BYTES_OR_TEXT and count > _MOST_VALUES:
+                raise _RefusedError(
+                    "too_large", f"its tag {tag} has {count:,} values; the limit is {_MOST_VALUES:,}"
+                )
 
 
 def _tiff_pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:

@@ -38,7 +38,9 @@ def refine(pixels: np.ndarray, probability: np.ndarray, how: Refinement) -> np.n
     try:
         return crf(pixels, probability) if how == "crf" else superpixel_votes(pixels, probability)
     except ImportError as error:
-        raise ValueError(f"--refine {how} needs {error.name}: pip install '.[refine]' in the checkout") from error
+        raise ValueError(
+            f"--refine {how} needs {error.name}: pip install '.[refine]' in the checkout"
+        ) from error
 
 
 def crf(pixels: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ import bdnet
 from bdnet.card import DEFAULT_MODEL
 from bdnet.detect import measure
 from bdnet.memory import keep_freed_memory
-from bdnet.photo import Photo, decode
+from bdnet.photo import Limits, Photo, decode
 from pipeline import storage
 from pipeline.execution import LARGEST_BLOCK
 from pipeline.fetch import fetch
@@ -58,7 +58,7 @@ def photos(settings: Settings, working_size: int) -> Iterator[tuple[str, Photo]]
     waiting: deque[tuple[str, Future[Photo]]] = deque()
 
     def read(uri: str, etag: str) -> Photo:
-        fetched = fetch(uri, etag)
+        fetched = fetch(uri, etag, Limits().max_bytes)
         assert fetched.data is not None, fetched.error
         return decode(fetched.data, working_size)
 

@@ -382,7 +382,8 @@ def _packaged(package: str, path: str) -> bytes:
         return resources.files(package).joinpath(path).read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ValueError(
-            f"the sample photographs of {package} are missing ({error}); run: pip install '.[demo]' in the checkout"
+            f"the sample photographs of {package} are missing ({error}); "
+            "run: pip install '.[demo]' in the checkout"
         ) from error
 
 

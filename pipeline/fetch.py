@@ -16,10 +16,11 @@ class Fetched:
     error: str | None = None
 
 
-def fetch(uri: str, etag: str) -> Fetched:
-    """Read the photo version that the listing saw. What storage refuses comes back as a status."""
+def fetch(uri: str, etag: str, most: int) -> Fetched:
+    """Read the photo version that the listing saw, of at most ``most`` bytes. What storage refuses comes back
+    as a status."""
     try:
-        return Fetched(storage.read_version(uri, etag))
+        return Fetched(storage.read_version(uri, etag, most))
     except OSError as error:
         return Fetched(None, classify(error), redacted(str(error).removeprefix(f"{uri}: "))[:500])
     except ValueError as error:  # a file system that isn't installed here

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -22,12 +23,13 @@ def entries(manifest: str) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: the manifest is no S3 Inventory's, or the inventory lacks a field.
     """
-    content = json.loads(storage.read_bytes(manifest))
+    content = storage.read_bytes(manifest)
     try:
+        content = json.loads(content)
         bucket, kind = content["destinationBucket"].rpartition(":")[2], content["fileFormat"]
         files = [f"s3://{bucket}/{file['key']}" for file in content["files"]]
         fields = [_plain(name) for name in content["fileSchema"].split(",")]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{manifest} is not the manifest of an S3 Inventory ({error!r}); "
             "give the manifest.json of one of its days"
@@ -36,20 +38,35 @@ def entries(manifest: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{manifest}: the inventory is in {kind}; have it written in Parquet or CSV")
     for uri in files:
         data = storage.read_bytes(uri)
-        for row in _parquet_rows(data) if kind == "Parquet" else _csv_rows(data, fields):
-            missing = [name for name in _NEEDED if name not in row]
-            if missing:
-                raise ValueError(f"{uri}: no {missing[0]}; add it to the optional fields of the inventory")
-            gone = row.get("isdeletemarker") in (True, "true") or row.get("islatest") in (False, "false")
-            # Some writers leave an empty key for a folder.
-            if not gone and not row["key"].endswith("/"):
-                moment = row.get("lastmodifieddate")
-                yield {
-                    "uri": f"s3://{row['bucket']}/{row['key']}",
-                    "etag": row["etag"].strip('"'),
-                    "size_bytes": int(row["size"]),
-                    "modified_at": datetime.fromisoformat(moment) if isinstance(moment, str) else moment,
-                }
+        try:
+            for row in _parquet_rows(data) if kind == "Parquet" else _csv_rows(data, fields):
+                if (entry := _entry(row)) is not None:
+                    yield entry
+        # What packed, cut or foreign files make of gzip, csv and Parquet; a row's value may be null.
+        except (ValueError, TypeError, AttributeError, OSError, EOFError, zlib.error, csv.Error) as error:
+            raise ValueError(
+                f"{uri} is not as an S3 Inventory should be ({error}); correct it, or give another day's"
+            ) from error
+
+
+def _entry(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of ``schema.LISTING``; None where there is no object any more."""
+    missing = [name for name in _NEEDED if name not in row]
+    if missing:
+        raise ValueError(f"no {missing[0]}; add it to the optional fields of the inventory")
+    gone = row.get("isdeletemarker") in (True, "true") or row.get("islatest") in (False, "false")
+    # Some writers leave an empty key for a folder.
+    if gone or row["key"].endswith("/"):
+        return None
+    if not 0 <= (size := int(row["size"])) < 2**63:
+        raise ValueError(f"{row['key']!r} has a size of {size}")
+    moment = row.get("lastmodifieddate")
+    return {
+        "uri": f"s3://{row['bucket']}/{row['key']}",
+        "etag": row["etag"].strip('"'),
+        "size_bytes": size,
+        "modified_at": datetime.fromisoformat(moment) if isinstance(moment, str) else moment,
+    }
 
 
 def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:

@@ -188,6 +188,10 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
                     )
                 if not 0 <= row["size_bytes"] < 2**63:
                     raise ValueError(f"{source}: size_bytes of {row['uri']} is no size; correct it")
+                if not row["etag"].isprintable():
+                    raise ValueError(
+                        f"{source}: the etag of {row['uri']} is none ({row['etag']!r}); correct it"
+                    )
                 try:
                     row["uri"] = storage.normalize_file(row["uri"])
                 except ValueError as error:
@@ -223,13 +227,15 @@ def _local_entries(source: str) -> Iterator[dict[str, Any]]:
         raise ValueError(
             f"{source} is no folder, nor a .parquet manifest or the manifest.json of an S3 Inventory"
         )
-    for folder, folders, names in os.walk(source, onerror=_raise_unless_gone):
-        folders.sort()
-        for path in (os.path.join(folder, name) for name in folders):
-            if os.path.islink(path):
-                yield {"uri": local_uri(path) + "/"}
-        for name in sorted(names):
-            path = os.path.join(folder, name)
+    folders = [source]  # not os.walk, which calls itself for each level: a thousand of them end it
+    while folders:
+        folder = folders.pop()
+        try:
+            names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            continue  # gone since the folder above was read
+        inside = []
+        for path in (os.path.join(folder, name) for name in names):
             try:
                 status = os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
@@ -245,6 +251,12 @@ def _local_entries(source: str) -> Iterator[dict[str, Any]]:
                     "size_bytes": status.st_size,
                     "modified_at": _moment(status.st_mtime),
                 }
+            elif stat.S_ISDIR(status.st_mode):
+                if os.path.islink(path):
+                    yield {"uri": local_uri(path) + "/"}
+                else:
+                    inside.append(path)
+        folders += reversed(inside)
 
 
 def _moment(seconds: float) -> datetime | None:
@@ -280,13 +292,22 @@ def _s3_entries(fs: AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
             if not item["Key"].endswith("/"):
                 yield {
                     "uri": f"s3://{bucket}/{item['Key']}",
-                    "etag": item["ETag"].strip('"'),
+                    "etag": _etag_of(bucket, item),
                     "size_bytes": item["Size"],
                     "modified_at": item["LastModified"],
                 }
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _etag_of(bucket: str, item: dict[str, Any]) -> str:
+    if "ETag" not in item:
+        raise ValueError(
+            f"s3://{bucket}/{item['Key']}: its server tells no etag, so a changed photo would never be seen;"
+            " copy the archive, or mount it"
+        )
+    return item["ETag"].strip('"')
 
 
 def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
@@ -340,8 +361,3 @@ def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
             " copy the archive, or mount it"
         )
     return info
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

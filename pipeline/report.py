@@ -270,11 +270,13 @@ def _card(row: dict[str, Any], shorten: Callable[[str], str]) -> Card:
         if row["mask"] is None:
             images["problem"] = "The table holds no mask of it."
         else:
-            mask = Image.open(io.BytesIO(row["mask"])).convert("L")
+            mask = Image.open(io.BytesIO(row["mask"]), formats=("PNG",)).convert("L")
             resized = mask.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.NEAREST)
             images["overlay"] = _jpeg_uri(overlay(pixels, np.asarray(resized) > 127))
     except _GoneError as gone:
         images["problem"] = str(gone)
+    except Exception as error:  # Pillow raises what it likes; one damaged mask is not the report's end
+        images["problem"] = f"Its mask in the table can't be read ({type(error).__name__})."
     return Card(
         name=visible(shorten(row["uri"])),
         blurred_fraction=row["blurred_fraction"],
@@ -292,7 +294,7 @@ class _GoneError(Exception):
 
 def _read_again(uri: str, etag: str) -> np.ndarray:
     try:
-        data = storage.read_version(uri, etag)
+        data = storage.read_version(uri, etag, photo.Limits().max_bytes)
     except FileNotFoundError as error:
         raise _GoneError("The photo is no longer there.") from error
     except Exception as error:  # Each kind of storage has its own errors; the card names this one.

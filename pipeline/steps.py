@@ -141,9 +141,11 @@ def _read_and_decode_one(
 ) -> dict[str, Any]:
     if row["size_bytes"] > LIMITS.max_bytes:
         return {**row, "status": "too_large", "error": f"{row['size_bytes']:,} bytes; it was not read"}
-    with _FETCHED.reserve(row["size_bytes"]):
+    # Some web servers tell no size: then it may be any that is read at all.
+    most = row["size_bytes"] or LIMITS.max_bytes
+    with _FETCHED.reserve(most):
         began = time.perf_counter()
-        fetched = fetch(row["uri"], row["etag"])
+        fetched = fetch(row["uri"], row["etag"], most)
         row = {**row, "fetch_s": time.perf_counter() - began}
         if fetched.data is None:
             return {**row, "status": fetched.status, "error": fetched.error}

@@ -9,8 +9,9 @@ import contextlib
 import functools
 import os
 import re
+import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ import fsspec
 import fsspec.asyn
 from fsspec import AbstractFileSystem
 
-from pipeline.storage_errors import ChangedError, error_code, patiently
+from pipeline.storage_errors import SECRET_PARAMETER, ChangedError, error_code, patiently
 
 # Every wait has a bound. A request: CONNECT_SECONDS for the connection, then SILENCE_SECONDS without a byte.
 CONNECT_SECONDS = 5
@@ -34,6 +35,7 @@ CALL_SECONDS = 120
 # A body may take BODY_SECONDS and its size at this speed besides: 5 MB 130 s, a body of a byte a second 30 s.
 BODY_SECONDS = 30
 SLOWEST_BYTES_PER_SECOND = 50_000
+_PIECE_BYTES = 2**20
 # Other file systems than S3 don't tell the size before the bytes, and a listing of folders has many pages.
 LONG_CALL_SECONDS = 600
 
@@ -56,14 +58,13 @@ _ETAGS = ("etag", "ETag")
 _MOMENTS = ("mtime", "created", "LastModified", "modify", "modificationTime", "Last-Modified")
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
 # A password before the host; a colon may also begin a port, and stands in the ARN of an access point.
-_PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d+(?:/|$))")
+_PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d{1,5}(?:/|$))")
+# What stands before a web server's name is a token.
+_WEB_USER = re.compile(r"\bhttps?://[^/]*@", re.IGNORECASE)
 _AWS_ENDPOINT = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 _ACCESS_POINT = re.compile(r"arn:[^/]*[:/]accesspoint/[^/]+")
 _S3_USER = re.compile(r"\b(?:s3a?|gc?s)://[^/]*@")
-_SECRET_PARAMETER = re.compile(
-    r"[?&][\w.-]*(?:signature|credential|secret|password|token|access_?key(?:_?id)?|api_?key|sig)=",
-    re.IGNORECASE,
-)
+_CREDENTIALS = (_PASSWORD, _WEB_USER, _S3_USER)
 
 
 def normalize(uri: str | os.PathLike[str]) -> str:
@@ -79,8 +80,11 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     if not text.strip():
         raise ValueError("a path or URI is empty; is a variable of the command not set?")
     if is_local(text):
-        return str(Path(local_path(text)).expanduser().resolve())
-    _refuse_credentials(text, _PASSWORD, _S3_USER, _SECRET_PARAMETER)
+        try:
+            return str(Path(local_path(text)).expanduser().resolve())
+        except RuntimeError as error:  # no such user, or a loop of links
+            raise ValueError(f"{text}: {error}") from error
+    _refuse_credentials(text, *_CREDENTIALS, SECRET_PARAMETER)
     scheme, _, rest = text.partition("://")
     if not (rest := rest.rstrip("/")):
         raise ValueError(f"{text} names no bucket or host; is a variable of the command not set?")
@@ -115,7 +119,7 @@ def normalize_file(uri: str) -> str:
     scheme, _, rest = uri.partition("://")
     known = _known_scheme(scheme)
     # An object may be named as it likes; what follows a host may be a signature.
-    _refuse_credentials(uri, _PASSWORD, _S3_USER, *([] if known in ("s3", "gs") else [_SECRET_PARAMETER]))
+    _refuse_credentials(uri, *_CREDENTIALS, *([] if known in ("s3", "gs") else [SECRET_PARAMETER]))
     return f"{known}://{rest}"
 
 
@@ -172,10 +176,13 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     if uri.startswith("s3://"):
         fs = create(**_S3_OPTIONS)
         fs.retries = _S3FS_TRIES
-    else:
-        options = _server(uri)
-        fs = patiently(lambda: create(**options), uri)  # with a server it may connect at once
-    return fs, fs._strip_protocol(uri.rstrip("/"))
+        return fs, fs._strip_protocol(uri.rstrip("/"))
+
+    def opened() -> tuple[AbstractFileSystem, str]:
+        fs = create(**_server(uri))
+        return fs, fs._strip_protocol(uri.rstrip("/"))
+
+    return patiently(opened, uri)  # with a server it may connect at once
 
 
 def _file_system_class(uri: str) -> type[AbstractFileSystem]:
@@ -347,44 +354,92 @@ def tells_versions(info: dict[str, Any]) -> bool:
     return any(info.get(name) for name in (*_ETAGS, *_MOMENTS))
 
 
-def read_version(uri: str, etag: str) -> bytes:
+def read_version(uri: str, etag: str, most: int | None = None) -> bytes:
     """Read one version of an object, again with backoff where that can help.
 
+    S3 and web servers may send what they like: of theirs, ``most`` bytes are held, without unpacking any.
+
     Raises:
-        ChangedError: the object has another etag by now. On S3 it is the server that compares (If-Match) and
-            the refusal comes as an OSError that ``storage_errors.classify`` calls changed.
+        ChangedError: the object has another etag by now, or more than ``most`` bytes. On S3 it is the server
+            that compares (If-Match) and the refusal comes as an OSError that ``storage_errors.classify``
+            calls changed.
         OSError: what storage says.
     """
     if is_local(uri):
-        return patiently(lambda: _read_local_version(uri, etag), uri)
+        return patiently(lambda: _read_local_version(uri, etag, most), uri)
     fs, path = filesystem(uri)
     if uri.startswith("s3://"):
-        return patiently(lambda: fsspec.asyn.sync(fs.loop, _read_s3, fs, path, IfMatch=f'"{etag}"'), uri)
-    data = patiently(lambda: within(LONG_CALL_SECONDS, fs, "cat_file", path), uri)
+        return patiently(
+            lambda: fsspec.asyn.sync(fs.loop, _read_s3, fs, path, most, IfMatch=f'"{etag}"'), uri
+        )
+    if uri.startswith(("http://", "https://")):
+        read = functools.partial(
+            fsspec.asyn.sync, fs.loop, _read_http, fs, path, most, timeout=LONG_CALL_SECONDS
+        )
+    else:
+        read = functools.partial(within, LONG_CALL_SECONDS, fs, "cat_file", path)
+    data = patiently(read, uri)
     if info_etag(patiently(lambda: within(CALL_SECONDS, fs, "info", path), uri)) != etag:
         raise ChangedError(f"{uri} changed after it was listed")
+    _check_size(len(data), most)
     return data
 
 
-def _read_local_version(uri: str, etag: str) -> bytes:
-    with open(os.fsencode(local_path(uri)), "rb") as file:
-        if local_etag(os.fstat(file.fileno())) != etag:
+def _check_size(size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise ChangedError(f"it has {size:,} bytes or more; {most:,} were listed")
+
+
+def _read_local_version(uri: str, etag: str, most: int | None) -> bytes:
+    # A pipe in a manifest would be waited for as long as nobody writes.
+    with open(os.fsencode(local_path(uri)), "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(f"{uri} is no file")
+        if local_etag(status) != etag:
             raise ChangedError(f"{uri} changed after it was listed")
+        _check_size(status.st_size, most)
         return file.read()
 
 
-async def _read_s3(fs: AbstractFileSystem, path: str, **condition: str) -> bytes:
+def _open_at_once(path: bytes, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+async def _read_s3(fs: AbstractFileSystem, path: str, most: int | None = None, **condition: str) -> bytes:
     """The object's bytes; TimeoutError where they come too slowly for their number."""
     bucket, key = split_bucket(path)
     call = fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
     response = await asyncio.wait_for(call, CALL_SECONDS)
     async with response["Body"] as body:
-        seconds = BODY_SECONDS + response["ContentLength"] / SLOWEST_BYTES_PER_SECOND
+        # Where a gateway doesn't tell the size, the largest has its time.
+        size = response.get("ContentLength", most or 0)
+        _check_size(size, most)
+        seconds = BODY_SECONDS + size / SLOWEST_BYTES_PER_SECOND
         try:
-            return await asyncio.wait_for(body.read(), seconds)
+            return await asyncio.wait_for(_read_at_most(most, body.read), seconds)
         except TimeoutError as error:
-            size = f"{response['ContentLength']:,} bytes"
-            raise TimeoutError(f"{size} were not read in {seconds:.0f} s or stopped coming") from error
+            raise TimeoutError(
+                f"{size:,} bytes were not read in {seconds:.0f} s or stopped coming"
+            ) from error
+
+
+async def _read_http(fs: AbstractFileSystem, url: str, most: int | None) -> bytes:
+    """The bytes as they lie on the server: some kilobytes could unpack to more than any memory."""
+    session = await fs.set_session()
+    headers = fs.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"}
+    options = fs.kwargs | {"headers": headers, "auto_decompress": False}
+    async with session.get(fs.encode_url(url), **options) as answer:
+        fs._raise_not_found_for_status(answer, url)
+        return await _read_at_most(most, answer.content.read)
+
+
+async def _read_at_most(most: int | None, read: Callable[[int], Awaitable[bytes]]) -> bytes:
+    data = bytearray()
+    while piece := await read(_PIECE_BYTES):
+        data += piece
+        _check_size(len(data), most)
+    return bytes(data)
 
 
 def write_if_unchanged(uri: str, data: bytes, etag: str | None) -> str | None:

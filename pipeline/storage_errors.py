@@ -182,11 +182,20 @@ def visible(text: str) -> str:
 _SIGNING = (
     "AWSAccessKeyId|StringToSign|StringToSignBytes|CanonicalRequest|CanonicalRequestBytes|SignatureProvided"
 )
+# Of a URL's query or fragment: Azure's sig, a presigned URL's X-Amz-Signature, ?api-key=.
+SECRET_PARAMETER = re.compile(
+    r"[?&#;](?:[\w.-]*(?:signature|credential|secret|password|token|authorization|access[-_]?key(?:[-_]?id)?"
+    r"|api[-_]?key)|(?:[\w.-]*[-_.])?(?:sig|auth|jwt|pwd|key))=",
+    re.IGNORECASE,
+)
 _SECRETS = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(rf"<({_SIGNING})>.*?</\1>", re.DOTALL), ""),
-    (re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]*@"), ""),
+    (re.compile(r"(https?://)[^/\s\"'<>]*@"), r"\1"),
+    # A password may hold a slash or an @; digits and a slash are a port and a path.
+    (re.compile(r"(?<=://)[^/@\s:]*:(?:[^/\s\"'<>]*|(?!\d{1,5}/)[^@\s\"'<>]*)@"), ""),
     (re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*"), r"\1"),
+    (re.compile(f"({SECRET_PARAMETER.pattern})[^&\\s\"'<>]*", re.IGNORECASE), r"\1…"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), "…"),
 )
 _SECRET_NAME = re.compile("SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|API_KEY", re.IGNORECASE)

@@ -335,9 +335,11 @@ def _read_run(layout: RunLayout) -> Run | None:
         settings = json.loads(storage.read_bytes(layout.settings))
         run = Run(**{name: settings[name] for name in Run.__dataclass_fields__})
         moment(run.started_at)
+        if not isinstance(run.source, str):
+            raise TypeError("source is no string")
     except (FileNotFoundError, NotADirectoryError):
         return None  # its listing failed or goes on
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{layout.settings} is not the settings of an audit run ({error!r}); remove that run."
         ) from error

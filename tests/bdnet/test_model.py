@@ -191,7 +191,9 @@ def test_weights_of_another_architecture_are_refused(saved, tmp_path):
         load(changed(saved, tmp_path, arch="bdnet-resnet34"))
 
 
-@pytest.mark.parametrize("card", ["{}", "[]", "no json", '{"arch": "a", "digest": "b", "new": 1}'])
+@pytest.mark.parametrize(
+    "card", ["{}", "[]", "no json", '{"arch": "a", "digest": "b", "new": 1}', "[" * 100_000], ids=range(5)
+)
 def test_a_card_that_is_none_is_refused(card, saved, tmp_path):
     folder = changed(saved, tmp_path)
     (tmp_path / CARD_FILE).write_text(card)
@@ -209,6 +211,7 @@ def test_a_card_that_is_none_is_refused(card, saved, tmp_path):
         {"temperature": 0},
         {"temperature": float("nan")},
         {"ranges": []},
+        {"ranges": {"conv1": "wide"}},
     ],
     ids=str,
 )
@@ -235,6 +238,15 @@ def test_a_pickle_in_the_weights_place_is_refused_and_never_run(saved, tmp_path)
     with pytest.raises(ValueError, match="doesn't hold the weights"):
         load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_a_type_that_torch_has_not_are_refused(saved, tmp_path):
+    header = json.dumps({"w": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + b"\0"
+    folder = changed(saved, tmp_path, digest=hashlib.sha256(weights).hexdigest())
+    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
+    with pytest.raises(ValueError, match="doesn't hold the weights"):
+        load(folder)
 
 
 @pytest.mark.parametrize("missing", [WEIGHTS_FILE, CARD_FILE])

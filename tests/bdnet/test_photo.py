@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 import bdnet.photo as photo_module
 from bdnet.photo import Limits, Photo, decode, size_at
@@ -383,6 +384,15 @@ def test_turning_a_tiff_takes_memory_for_another_copy():
         assert decode(data, working_size=24, limits=limits).status == status
 
 
+@pytest.mark.parametrize("size", [(1, 400_000), (400_000, 1)])
+def test_a_long_side_takes_memory_of_its_own(size):
+    width, height = size
+    lines = zlib.compress(bytes(height * (1 + width)))
+    data = png((width, height, 8, 0), (b"IDAT", lines), (b"IEND", b""))
+    assert decode(data, limits=Limits(max_memory=10_000_000)).status == "too_large"
+    assert decode(data, limits=Limits(max_memory=30_000_000)).status == "ok"
+
+
 def test_a_panorama_of_300_megapixels_passes_the_bounds():
     # Only the header is that large here: were it refused by size, the status would be too_large.
     assert decode(header_only_jpeg(30_000, 10_000)).status == "truncated"
@@ -451,6 +461,42 @@ def test_a_metadata_bomb_is_a_status(chunk):
     photo = decode(png((1, 1, 8, 2), (chunk, body), (b"IDAT", zlib.compress(bytes(4)))))
     assert_typed(photo)
     assert photo.status == "unreadable"
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("where", ["first directory", "EXIF's"])
+def test_a_tiff_with_a_million_values_of_a_tag_is_not_opened(big, where, monkeypatch):
+    many = (273, 3, 1_000_000, 0)
+    tags = {"first directory": [many], "EXIF's": [(34665, 4, 1, 100)]}[where]
+    head, number, tag = ("<4sIQ", "<Q", "<HHQQ") if big else ("<4sI", "<H", "<HHII")
+    magic, start = (b"II+\0", 16) if big else (b"II*\0", 8)
+    data = struct.pack(head, magic, *((8, start) if big else (start,))) + struct.pack(number, len(tags))
+    data = (data + b"".join(struct.pack(tag, *its) for its in tags)).ljust(100, b"\0")
+    data += struct.pack(number, 1) + struct.pack(tag, *many)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_open", lambda image: pytest.fail("it was opened"))
+    photo = decode(data)
+    assert (photo.status, photo.error) == (
+        "too_large",
+        "its tag 273 has 1,000,000 values; the limit is 200,000",
+    )
+
+
+def test_megabytes_of_exif_are_not_read_and_do_not_cost_the_photo(monkeypatch):
+    monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("it was read"))
+    data = encode(scene(), "WEBP", lossless=True, exif=b"Exif\0\0" + bytes(2_000_000))
+    photo = decode(data)
+    assert (photo.status, photo.width, photo.height) == ("ok", 96, 64)
+
+
+def test_no_part_of_a_webp_is_copied_for_each_of_its_chunks():
+    data = encode(scene(), "WEBP") + b"ALPH\0\0\0\0" * 50_000
+    tracemalloc.start()
+    try:
+        assert decode(data).status == "ok"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000  # half a kilobyte of each would be 25 MB
 
 
 def test_more_bytes_than_the_limit_are_too_large():

@@ -283,7 +283,7 @@ def test_a_read_that_does_not_end_is_a_timeout_and_keeps_no_other_waiting(
     came: dict[str, str | None] = {}
 
     def read(name: str) -> None:
-        came[name] = fetch(f"{archive}/{name}.jpg", etags[name]).status
+        came[name] = fetch(f"{archive}/{name}.jpg", etags[name], 2**20).status
 
     with proxy.faults(Fault(kind, photo("00"))) as done:
         stuck = threading.Thread(target=read, args=("00",))

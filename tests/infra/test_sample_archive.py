@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-pytest.importorskip(
-    "skimage", reason="the sample photographs ship in scikit-image: pip install '.[demo]'"
-)
-pytest.importorskip(
-    "sklearn", reason="the sample photographs ship in scikit-learn: pip install '.[demo]'"
-)
+pytest.importorskip("skimage", reason="the sample photographs ship in scikit-image: pip install '.[demo]'")
+pytest.importorskip("sklearn", reason="the sample photographs ship in scikit-learn: pip install '.[demo]'")
 
 from infra.sample_archive import blur_by_layers, disk, line, make_sample_archive
 

@@ -147,6 +147,34 @@ def test_an_inventory_without_etags_is_refused_with_the_remedy(s3, tmp_path, kin
 
 
 @pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"photos,a.jpg", "Not a gzipped file"),
+        (gzip.compress(b"photos,a.jpg")[:-9], "end-of-stream"),
+        (gzip.compress(b"photos,a.jpg\n"), "shorter"),
+        (gzip.compress(b'photos,"' + b"x" * 200_000 + b'"'), "field limit"),
+        (gzip.compress(b"photos,a.jpg,true,false,e,STANDARD,much,\n"), "'much'"),
+        (gzip.compress(b"photos,a.jpg,true,false,e,STANDARD,-7,\n"), "'a.jpg' has a size of -7"),
+        (gzip.compress(b"photos,a.jpg,true,false,e,STANDARD,7,yesterday\n"), "'yesterday'"),
+    ],
+    ids=["plain", "cut", "short row", "long field", "no size", "below 0", "no moment"],
+)
+def test_a_damaged_file_of_an_inventory_is_named_with_its_fault(s3, tmp_path, data, said):
+    manifest = put_inventory(tmp_path.name, "CSV")
+    storage.write_bytes(f"s3://out/inventory/{tmp_path.name}/data/1.csv", data)
+    with pytest.raises(ValueError, match=rf"data/1\.csv is not as .*{said}.*give another day's"):
+        write_listing(manifest, str(tmp_path))
+
+
+def test_a_null_in_an_inventory_is_named_with_its_file(s3, tmp_path):
+    manifest = put_inventory(tmp_path.name, "Parquet")
+    data = as_parquet([{**rows()[0], "e_tag": None}], COLUMNS)
+    storage.write_bytes(f"s3://out/inventory/{tmp_path.name}/data/1.parquet", data)
+    with pytest.raises(ValueError, match=r"data/1\.parquet is not as .*give another day's"):
+        write_listing(manifest, str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ({"name": "an app"}, "is not the manifest of an S3 Inventory"),

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -85,6 +86,21 @@ def test_folders_below_are_listed_in_a_steady_order(photos, tmp_path):
     ]
 
 
+def test_folders_may_lie_in_each_other_deeper_than_python_calls_itself(photos, tmp_path):
+    here = os.open(photos, os.O_RDONLY)
+    for _ in range(1_100):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(os.open("a.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    _, [row] = listed(photos, tmp_path)
+    assert row["uri"].endswith("/d/d/a.jpg")
+    # pytest's own way to remove folders is recursive.
+    subprocess.run(["rm", "-rf", photos / "d"], check=True)
+
+
 def test_odd_names_survive_and_can_be_read_back(photos, tmp_path):
     put(photos, *ODD_NAMES)
     _, rows = listed(photos, tmp_path)
@@ -114,14 +130,14 @@ def test_links_to_photos_are_photos_but_no_link_traps_or_stops_the_walk(photos, 
 
 def test_a_folder_that_goes_while_the_archive_is_listed_is_no_error(photos, tmp_path, monkeypatch):
     put(photos, "a/1.jpg", "b/2.jpg", "c/3.jpg")
-    walk = os.walk
+    listdir = os.listdir
 
-    def walk_and_remove(*arguments, **options):
-        for step in walk(*arguments, **options):
-            yield step
-            shutil.rmtree(photos / "b", ignore_errors=True)
+    def list_and_remove(folder):
+        names = listdir(folder)
+        shutil.rmtree(photos / "b", ignore_errors=True)
+        return names
 
-    monkeypatch.setattr(listing.os, "walk", walk_and_remove)
+    monkeypatch.setattr(listing.os, "listdir", list_and_remove)
     _, rows = listed(photos, tmp_path)
     assert [row["uri"].removeprefix(f"{photos}/") for row in rows] == ["a/1.jpg", "c/3.jpg"]
 
@@ -376,6 +392,9 @@ def test_a_manifest_line_that_stands_twice_is_one_photo_and_an_empty_one_is_refu
     assert write_listing(str(manifest), str(tmp_path / "listing")).photos == 2
     pq.write_table(pa.Table.from_pylist([{**row, "size_bytes": -1}], schema=LISTING), manifest)
     with pytest.raises(ValueError, match=r"a\.jpg is no size"):
+        write_listing(str(manifest), str(tmp_path / "listing"))
+    pq.write_table(pa.Table.from_pylist([{**row, "etag": "1\n2"}], schema=LISTING), manifest)
+    with pytest.raises(ValueError, match=r"the etag of /photos/a\.jpg is none"):
         write_listing(str(manifest), str(tmp_path / "listing"))
     nameless = pa.table({"uri": pa.array([None], pa.string()), "etag": ["1"], "size_bytes": [1]})
     pq.write_table(

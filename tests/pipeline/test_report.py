@@ -282,6 +282,16 @@ def test_a_photo_that_is_not_what_was_audited_is_said_to_be_so(audit, now, said)
     assert "data:image" not in text
 
 
+def test_a_damaged_mask_costs_its_overlay_alone(audit):
+    photos = [audit.listed(f"{n}.jpg", jpeg()) for n in range(2)]
+    audit.row(photos[0], share=0.8, mask=b"no PNG")
+    audit.row(photos[1], share=0.7)
+    audit.run("r1", photos)
+    _, text = audit.report()
+    assert "Its mask in the table can&#39;t be read (UnidentifiedImageError)." in text
+    assert len(re.findall("data:image", text)) == 3
+
+
 def test_the_gallery_is_bounded_and_starts_with_the_most_blurred(audit):
     photos = [audit.listed(f"{n}.jpg", jpeg()) for n in range(5)]
     for n, photo in enumerate(photos):

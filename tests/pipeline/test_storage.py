@@ -59,11 +59,16 @@ def test_a_file_uri_is_read_where_its_path_is(tmp_path):
         "s3://AKIAKEY:SEK/RET+@bucket/photos",
         "s3://SEKRET@bucket/photos",
         "https://user:SEKRET@host/photos",
+        "https://SEKRET@host/photos",
+        "ftp://user:123456/SEKRET@host/photos",
         "sftp://user:123@host:22/photos",
         "https://host/photos?X-Amz-Credential=SEKRET&X-Amz-Signature=SEKRET",
         "s3://bucket/photos?AWSAccessKeyId=SEKRET",
         "https://account.blob.core.windows.net/photos?sv=2026&sig=SEKRET",
         "gs://bucket/photos?access_token=SEKRET",
+        *(f"https://host/photos?page=2&{name}=SEKRET" for name in ("key", "api-key", "x.auth", "jwt", "pwd")),
+        "https://host/photos#access_token=SEKRET",
+        "https://host/photos;sig=SEKRET",
     ],
 )
 def test_a_uri_that_holds_credentials_is_refused_without_repeating_them(uri):
@@ -80,13 +85,21 @@ def test_a_uri_that_holds_credentials_is_refused_without_repeating_them(uri):
         "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/photos",
         "sftp://user@host:22/a:b@c",
         "abfs://container@account.dfs.core.windows.net/photos",
-        "https://host:8443/photos?page=2",
+        "https://host:8443/photos?page=2&monkey=1&design=2",
+        "http://host:8000/a@2x.jpg",
         "http://[::1]:9000/photos",
         "/photos/a:b@c?token=x",
     ],
 )
 def test_a_uri_without_credentials_is_not_refused(uri):
     assert storage.normalize(uri) == uri
+
+
+def test_a_home_or_a_link_that_leads_nowhere_is_a_wrong_path(tmp_path):
+    os.symlink("loop", tmp_path / "loop")
+    for path in ("~nobody-of-this-name/photos", f"{tmp_path}/loop"):
+        with pytest.raises(ValueError, match=r"Could not determine home|Symlink loop"):
+            storage.normalize(path)
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "s3://", "gs:///"])

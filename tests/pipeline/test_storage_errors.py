@@ -216,7 +216,12 @@ def test_the_line_names_the_place_and_what_to_check(error, said):
 
 SECRETS = [
     "http://127.0.0.1:1/out/t?X-Amz-Credential=SEKRET%2F2026&X-Amz-Signature=SEKRET",
+    "http://h/o'brien.jpg?X-Amz-Credential=SEKRET&X-Amz-Signature=SEKRET",
+    "url: /c/x.jpg?sv=2026&sig=SEKRET",
     "https://user:SEKRET@host/path",
+    "https://SEKRET@host/path",
+    "ftp://user:pass@SEKRET@host/path",
+    "ftp://user:SEK/SEKRET@host/path",
     "<Error><AWSAccessKeyId>SEKRET</AWSAccessKeyId><StringToSign>AWS4\nSEKRET</StringToSign></Error>",
     "no key AKIASEKRETSEKRET1234 here",
     "the value SEKRET-of-the-environment is wrong",
@@ -243,7 +248,8 @@ def test_what_commands_a_terminal_or_reorders_a_line_is_spelled_out():
     [
         "s3://photos/what?/a.jpg",
         "abfs://photos@account.dfs.core.windows.net/a.jpg",
-        "http://127.0.0.1:9000/photos/a.jpg",
+        "http://127.0.0.1:9000/photos/a@b.jpg",
+        "sftp://user@host:22/a.jpg",
     ],
 )
 def test_addresses_stay_readable(text):
