@@ -72,8 +72,8 @@ demo-s3: install $(if $(PHOTOS),,$(SAMPLE)/truth.json)  ## The same through a lo
 		sh -c '$(PY) -m jobs.audit s3://photos/archive --out s3://out/demo && \
 		$(PY) -m infra.demo_summary s3://out/demo --save-report out/demo-s3/report.html'
 
-# Two at once, each file in one process for what its tests share; threads that wait leave the cores to the other.
-PYTEST_TWO_AT_ONCE := OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two at once, with one thread each; tests/conftest.py says which tests share a process.
+PYTEST_TWO_AT_ONCE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: install  ## Run all tests but the long ones
 	$(PYTEST_TWO_AT_ONCE) -m "not long"

@@ -18,7 +18,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -407,11 +407,10 @@ def _png_fault(data: bytes) -> tuple[str, str] | None:
 
 def _ends_in_filling(data: bytes, kind: str, pixels: int) -> bool:
     """Whether the compressed pixels end in sectors of one value: what a disk or a download lost."""
+    ends: Iterable[int] = (len(data),)
     if kind == "webp":
         named = (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
         ends = (end for name, end in _riff_chunks(data) if name in named and end <= len(data))
-    else:
-        ends = iter((len(data),))
     # Of one colour alone, a whole WebP is hardly more than zeros: a byte for 10,000 pixels.
     run = max(_SECTOR, pixels // 1024)
     fillings = (bytes(run), b"\xff" * run)
@@ -432,7 +431,8 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
 def _taken(image: ImageFile.ImageFile, stored: tuple[int, int]) -> tuple[int, tuple[int, int], Capture]:
     """Return how the photo is turned, its upright (width, height), and what the camera wrote."""
     exif = Image.Exif()
-    if len(image.info.get("exif") or b"") <= _MOST_EXIF_BYTES:
+    written = image.info.get("exif") or image.info.get(_PNG_FACTS[0]) or b""
+    if len(written) <= _MOST_EXIF_BYTES:
         with contextlib.suppress(Exception):  # a photo with damaged metadata is still a photo
             exif = image.getexif()
     if turned := image.info.get("original_orientation"):  # HEIC: turned by its decoder, and 1 from then on

@@ -24,8 +24,6 @@ from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Self
 
-import ray
-
 from bdnet.photo import Limits, Photo, decode
 
 # The largest photo within the limits takes seconds; a busy machine is given much more.
@@ -38,6 +36,8 @@ _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 def attempt() -> int:
     """How often this task was begun before: its worker died, or what it had made was lost. 0 outside Ray."""
+    import ray  # not above: a decoder's process does without it
+
     if not ray.is_initialized():
         return 0
     # Ray 2.60 says it in its logs and its state API, but gives a task itself no public way to ask.

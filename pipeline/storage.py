@@ -402,7 +402,7 @@ def _read_local_version(uri: str, etag: str, most: int | None) -> bytes:
         return file.read()
 
 
-def _open_at_once(path: bytes, flags: int) -> int:
+def _open_at_once(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 

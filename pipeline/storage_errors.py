@@ -193,7 +193,7 @@ _SECRETS = (
     (re.compile(rf"<({_SIGNING})>.*?</\1>", re.DOTALL), ""),
     (re.compile(r"(https?://)[^/\s\"'<>]*@"), r"\1"),
     # A password may hold a slash or an @; digits and a slash are a port and a path.
-    (re.compile(r"(?<=://)[^/@\s:]*:(?:[^/\s\"'<>]*|(?!\d{1,5}/)[^@\s\"'<>]*)@"), ""),
+    (re.compile(r"(?<=://)(?!arn:)[^/@\s:]*:(?:[^/\s\"'<>]*|(?!\d{1,5}/)[^@\s\"'<>]*)@"), ""),
     (re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*"), r"\1"),
     (re.compile(f"({SECRET_PARAMETER.pattern})[^&\\s\"'<>]*", re.IGNORECASE), r"\1…"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), "…"),

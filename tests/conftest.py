@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from s3fs import S3FileSystem
 
@@ -11,6 +12,14 @@ from infra.s3_server import S3Server, s3_server
 # No test fails for want of time.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, for what they share; all files that use one cluster in the same."""
+    on_cluster = {item.path for item in items if "two_cpus" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if item.path in on_cluster else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,9 +61,15 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's archive (``photos/``, ``masks/``, ``truth.json``), made once; tests only read it."""
+    """The demo's archive (``photos/``, ``masks/``, ``truth.json``), made once for all processes of pytest.
+
+    Tests only read it.
+    """
     from infra.sample_archive import make_sample_archive
 
-    folder = tmp_path_factory.mktemp("sample")
-    make_sample_archive(folder)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sample-archive"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "truth.json").exists():
+            make_sample_archive(folder)
     return folder

@@ -39,8 +39,9 @@ def photos(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
-# One FCN stands for all: they differ in where they end.
-LARGE = ("bdnet-resnet101", "bdnet-resnet152", "fcn2s-vgg16")
+# Of networks that differ in where they end, or in how often a block stands in them, one is enough.
+LARGE = ("bdnet-resnet34", "bdnet-resnet101", "bdnet-resnet152", "dss", "fcn2s-vgg16")
+LARGE += tuple(f"bdnet-resnet18-{part}" for part in ("32s", "16s", "8s", "4s", "nodropout"))
 SMALL = [arch for arch in ARCHITECTURES if "vgg16" not in arch and arch not in LARGE]
 
 

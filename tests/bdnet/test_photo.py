@@ -481,9 +481,15 @@ def test_a_tiff_with_a_million_values_of_a_tag_is_not_opened(big, where, monkeyp
     )
 
 
-def test_megabytes_of_exif_are_not_read_and_do_not_cost_the_photo(monkeypatch):
+@pytest.mark.parametrize("format", ["WEBP", "PNG", "PNG text"])
+def test_megabytes_of_exif_are_not_read_and_do_not_cost_the_photo(format, monkeypatch):
     monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("it was read"))
-    data = encode(scene(), "WEBP", lossless=True, exif=b"Exif\0\0" + bytes(2_000_000))
+    if format == "PNG text":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Raw profile type exif", "\nexif\n1\n" + "00" * 2_000_000)
+        data = encode(scene(), "PNG", pnginfo=text)
+    else:
+        data = encode(scene(), format, exif=b"Exif\0\0" + bytes(2_000_000))
     photo = decode(data)
     assert (photo.status, photo.width, photo.height) == ("ok", 96, 64)
 

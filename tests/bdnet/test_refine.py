@@ -43,5 +43,5 @@ def test_a_missing_extra_is_named(how, package, monkeypatch):
     for module in (package, "pydensecrf.densecrf", "skimage.segmentation"):
         monkeypatch.setitem(sys.modules, module, None)
     pixels, probability, _ = two_fields()
-    with pytest.raises(ValueError, match=r"pip install 'bdnet\[refine\]'"):
+    with pytest.raises(ValueError, match=r"pip install '.\[refine\]'"):
         refine(pixels, probability, how)

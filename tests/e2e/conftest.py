@@ -28,7 +28,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _untrained(tmp_path_factory.mktemp("other-model"), 1)
 
 
-@pytest.fixture(scope="session")
+# An idle cluster still takes a tenth of a core: it ends with the tests that want it.
+@pytest.fixture(scope="package")
 def two_cpus(s3: S3Server) -> Iterator[Cluster]:
     """A cluster with two logical CPUs and a dashboard, whose workers have the keys of the S3 server."""
     with ray_cluster(2, dashboard=True) as cluster:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,10 +203,16 @@ def test_a_server_that_goes_away_ends_the_run_in_one_line_and_the_next_run_compl
 
 
 def test_a_listing_that_fails_midway_fails_the_run_and_is_no_listing(
-    proxy: FaultProxy, model: Path, capsys: pytest.CaptureFixture[str]
+    proxy: FaultProxy, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A second page is asked for after a thousand keys.
-    S3FileSystem().pipe({f"s3://photos/many/{number:04d}.jpg": b"" for number in range(1_001)})
+    S3FileSystem().pipe({f"s3://photos/many/{number}.jpg": b"" for number in range(6)})
+    call = S3FileSystem._call_s3
+
+    async def few_keys(fs: S3FileSystem, method: str, *arguments: Any, **options: Any) -> Any:
+        more = {"MaxKeys": 4} if method == "list_objects_v2" else {}
+        return await call(fs, method, *arguments, **options, **more)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", few_keys)
     with proxy.faults(Fault("denied", r"list-type=2.*token")) as done:
         code = main(["s3://photos/many", "--out", "s3://out/midway", "--model", str(model)])
     assert sum(done.values()) == 1
@@ -268,7 +275,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Half minutes become seconds, in this process; not less, for what must be faster than they are."""
     monkeypatch.setattr(storage, "BODY_SECONDS", 4)
     monkeypatch.setattr("pipeline.storage_errors.PATIENCE_SECONDS", 0)
-    monkeypatch.setitem(storage._S3_OPTIONS["config_kwargs"], "read_timeout", 4)
+    options = storage._S3_OPTIONS["config_kwargs"]
+    monkeypatch.setitem(options, "read_timeout", 4)
+    monkeypatch.setitem(options, "retries", {"mode": "standard", "total_max_attempts": 1})
     S3FileSystem.clear_instance_cache()
     yield
     S3FileSystem.clear_instance_cache()

@@ -167,7 +167,7 @@ def test_a_second_run_writes_the_same_bytes(archive, tmp_path):
 
 def test_without_the_packages_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ValueError, match=r"pip install 'bdnet\[demo\]'"):
+    with pytest.raises(ValueError, match=r"pip install '.\[demo\]'"):
         make_sample_archive(tmp_path)
 
 

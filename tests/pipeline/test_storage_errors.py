@@ -250,6 +250,7 @@ def test_what_commands_a_terminal_or_reorders_a_line_is_spelled_out():
         "abfs://photos@account.dfs.core.windows.net/a.jpg",
         "http://127.0.0.1:9000/photos/a@b.jpg",
         "sftp://user@host:22/a.jpg",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/a@b.jpg",
     ],
 )
 def test_addresses_stay_readable(text):
