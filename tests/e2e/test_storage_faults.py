@@ -205,14 +205,14 @@ def test_a_server_that_goes_away_ends_the_run_in_one_line_and_the_next_run_compl
 def test_a_listing_that_fails_midway_fails_the_run_and_is_no_listing(
     proxy: FaultProxy, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    S3FileSystem().pipe({f"s3://photos/many/{number}.jpg": b"" for number in range(6)})
-    call = S3FileSystem._call_s3
+    fs, _ = storage.filesystem("s3://photos")
+    fs.pipe({f"photos/many/{number}.jpg": b"" for number in range(6)})
 
-    async def few_keys(fs: S3FileSystem, method: str, *arguments: Any, **options: Any) -> Any:
+    def in_small_pages(method: str, **options: Any) -> Any:
         more = {"MaxKeys": 4} if method == "list_objects_v2" else {}
-        return await call(fs, method, *arguments, **options, **more)
+        return S3FileSystem.call_s3(fs, method, **options, **more)
 
-    monkeypatch.setattr(S3FileSystem, "_call_s3", few_keys)
+    monkeypatch.setattr(fs, "call_s3", in_small_pages)
     with proxy.faults(Fault("denied", r"list-type=2.*token")) as done:
         code = main(["s3://photos/many", "--out", "s3://out/midway", "--model", str(model)])
     assert sum(done.values()) == 1

@@ -348,7 +348,8 @@ def test_files_in_memory_are_bounded_however_many_threads_fetch(tmp_path, monkey
             held += change
             most = max(most, held)
 
-    def fetch_slowly(uri, etag):
+    def fetch_slowly(uri, etag, most):
+        assert most == 400
         count(400)
         time.sleep(0.01)
         return Fetched(b"x")
