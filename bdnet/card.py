@@ -94,6 +94,6 @@ def shipped_models() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
-def read_card(name_or_uri: str = DEFAULT_MODEL) -> Card:
+def read_card(name_or_uri: str) -> Card:
     """Read and check a model's card without building the network."""
     return read_folder(name_or_uri)[1]

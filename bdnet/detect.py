@@ -1,11 +1,15 @@
 """From the network's probabilities to what is said of a photo. Pure functions with documented definitions."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from bdnet.output import BLUR_KINDS
+
+Verdict = Literal["sharp", "partly_blurred", "blurred"]
+Focus = Literal["all_sharp", "shallow_depth", "suspected_miss", "no_sharp_region"]
 
 BLURRED_PROBABILITY = 0.5  # a pixel is blurred from here on
 SUBJECT_SIGMA = 0.2  # of each side: where a subject is expected when the camera didn't say
@@ -38,8 +42,8 @@ class Detection:
     uncertainty: float  # bits, 0 to 1
     blur_kind: str | None  # "motion", "defocus", None where hardly anything is blurred or no branch says
     kind_confidence: float | None
-    verdict: str
-    focus: str
+    verdict: Verdict
+    focus: Focus
 
 
 def measure(
@@ -78,19 +82,19 @@ def measure(
     )
 
 
-def verdict(blurred_fraction: float, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> str:
-    """Say sharp, partly_blurred or blurred."""
+def verdict(blurred_fraction: float, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> Verdict:
+    """Say how much of a photo is blurred, in a word."""
     if blurred_fraction < thresholds.sharp_below:
         return "sharp"
     return "blurred" if blurred_fraction > thresholds.blurred_above else "partly_blurred"
 
 
 def focus(
-    verdict: str,
+    verdict: Verdict,
     largest_sharp_fraction: float,
     subject_blurred_fraction: float,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
-) -> str:
+) -> Focus:
     """Say whether the focus is where it was wanted: blur beside a sharp subject is a style, not a fault."""
     if verdict == "sharp":
         return "all_sharp"

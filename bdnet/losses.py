@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bdnet.decoder import resize
 from bdnet.output import Output
 
 IGNORED_KIND = -100  # a crop without enough blur has no kind
@@ -31,7 +32,7 @@ def segmentation_loss(logits: Tensor, mask: Tensor, region_weight: float) -> Ten
     """Softmax cross-entropy of N×2×h×w, enlarged to the mask, and ``region_weight`` times ``soft_iou``."""
     logits = logits.float()
     if logits.shape[-2:] != mask.shape[-2:]:
-        logits = functional.interpolate(logits, mask.shape[-2:], mode="bilinear", align_corners=False)
+        logits = resize(logits, mask)
     loss = functional.cross_entropy(logits, mask)
     return loss + region_weight * soft_iou(logits, mask) if region_weight else loss
 

@@ -20,7 +20,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from PIL import (
@@ -35,7 +34,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from bdnet import jpeg
+from bdnet import jpeg, tiff
 from bdnet.exif import ORIENTATION, Capture, orientation, read_capture
 from bdnet.memory import MemoryBudget
 
@@ -46,6 +45,7 @@ except ImportError:
 
 _DECODER_VERSION = "4"  # raise it when the pixels or the status of any photo change
 
+_MOST_EXIF_BYTES = 2**20
 # The only text chunks of a PNG that Pillow reads facts from: its EXIF and its XMP.
 _PNG_FACTS = ("Raw profile type exif", "XML:com.adobe.xmp")
 
@@ -67,15 +67,6 @@ class _Png(PngImagePlugin.PngImageFile):
                 del self.info[name]
 
 
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Without Pillow's own bound on pixels, which a TIFF alone meets again when it is loaded."""
-
-    def load_prepare(self) -> None:
-        if self._im is None:
-            self.im = Image.core.new(self.mode, self._tile_size)
-        super().load_prepare()
-
-
 # The plugins are called by name, not through Image.open: nothing else (EPS runs Ghostscript) can be
 # reached, and Pillow's own bound, which would refuse an honest panorama, needs no change for the whole
 # process. An MPO is a JPEG whose first picture is the photo.
@@ -83,7 +74,7 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": _Png,
     "webp": WebPImagePlugin.WebPImageFile,
-    "tiff": _Tiff,
+    "tiff": tiff.TiffFile,
     "gif": GifImagePlugin.GifImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
 }
@@ -130,18 +121,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 258, 262, 330, 50706
-_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
-_EXIF_DIRECTORIES = (34665, 34853)
-# Pillow makes an object of each value of a tag but for bytes and text, so they are counted first. 60,000 rows
-# of three colours, each a strip of its own, are fewer.
-_MOST_TAGS, _MOST_VALUES, _BYTES_OR_TEXT = 65_535, 200_000, (1, 2, 7)
-_MOST_EXIF_BYTES = 2**20
-# Where the pixel data starts and how many bytes it has, as strips or as tiles.
-_DATA_TAGS = ((273, 279), (324, 325))
-_WHITE_IS_ZERO, _COLOUR_FILTER_ARRAY = 0, 32803
-_TIFF_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-
 # Pillow reports some damage through logging; without a handler Python prints that on stderr. (What libtiff
 # itself writes there about a damaged compressed TIFF can't be silenced through Pillow.)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -166,8 +145,6 @@ _MEMORY = MemoryBudget(Limits().max_memory)
 # Pillow's own blocks of 16 MiB stay with the thread that freed them, as glibc sees it, and with eight
 # threads that doubles the bound. Blocks of this size always go back to the system.
 Image.core.set_block_size(64 * 2**20)
-# Of a pixel of a strip or tile, which libtiff decodes whole.
-_TIFF_STRIP_BYTES = 8
 _SAMPLED_PIXELS = 2**20
 # At the peak, by the mode that Pillow decodes to: the picture, its copy in another mode, and a little for
 # the reduced one.
@@ -175,8 +152,6 @@ _BYTES_PER_PIXEL = {"L": 2, "RGB": 5, "CMYK": 5, "P": 6, "1": 6, "I": 14, "F": 1
 _OTHER_MODES, _TRANSPARENT, _WEBP, _HEIC = 9, 13, 17, 17
 # Of a pixel of the result: reduced, turned, and brought out of Pillow.
 _RESULT_BYTES = 14
-# Of a pixel of a TIFF that Pillow turns at full size, on top.
-_TURNED_TIFF = 4
 # Of a row or column, beside its pixels: Pillow's pointers to rows, and the weights by which it is reduced.
 _SIDE_BYTES = 48
 # A header can claim a larger side, which is no photo's and fits no column of the table.
@@ -248,8 +223,8 @@ def decode(data: bytes, working_size: int | None = 640, limits: Limits = Limits(
     width = height = None
     capture = Capture()
     try:
-        if kind == "tiff":
-            _check_tiff_tags(data)
+        if kind == "tiff" and (fault := tiff.tags_fault(data)) is not None:
+            raise _RefusedError("too_large", fault)
         image = _OPENERS[kind](io.BytesIO(data))
         stored = width, height = _stored_size(image)
         # A PNG's EXIF may follow the pixels: unless it was seen, asking for it decodes them.
@@ -299,7 +274,7 @@ def _recognise(data: bytes) -> str | None:
 def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     """Return (width, height) before turning: of TIFF and HEIC Pillow gives the size as it will be after."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.tag_v2[256], image.tag_v2[257]
+        return tiff.stored_size(image)
     width, height = image.size
     return (height, width) if (image.info.get("original_orientation") or 1) >= 5 else (width, height)
 
@@ -332,7 +307,10 @@ def _prepare(
         if reduced is not None:
             box = reduced[1]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        beside = _check_tiff(image)
+        strips = tiff.examine(image)
+        if strips.fault is not None:
+            raise _RefusedError(*strips.fault)
+        beside = strips.beside
     memory = image.width * image.height * _bytes_per_pixel(image, kind) + beside
     memory += (image.width + image.height) * _SIDE_BYTES
     memory += target[0] * target[1] * _RESULT_BYTES
@@ -364,29 +342,6 @@ def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
     """Return what libjpeg holds of a JPEG of several scans, whatever the scale: two bytes a coefficient."""
     largest = max(h for _, h, _, _ in image.layer) * max(v for _, _, v, _ in image.layer)
     return 2 * image.width * image.height * sum(h * v for _, h, v, _ in image.layer) // max(1, largest)
-
-
-def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> int:
-    """Refuse raw files and parts of pictures; return the bytes of a strip or tile that is decoded whole, and
-    of a copy that is turned."""
-    tags = image.tag_v2
-    # A raw file's first picture is a thumbnail; its verdict would be given to the photo.
-    preview = tags.get(_NEW_SUBFILE_TYPE, 0) == 1 and _SUB_IFDS in tags
-    if preview or _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) == _COLOUR_FILTER_ARRAY:
-        raise _RefusedError("unsupported", "a camera's raw file; export it as JPEG or TIFF")
-    width, height = _stored_size(image)
-    extents = [tile.extents for tile in image.tile if tile.extents is not None]
-    if (max(e[2] for e in extents), max(e[3] for e in extents)) != (width, height):
-        shown = f"{image.width}×{image.height}"
-        raise _RefusedError("unreadable", f"pixel data for a part only of {shown} pixels")
-    turned = width * height * _TURNED_TIFF if tags.get(ORIENTATION, 1) != 1 else 0
-    if image.tile[0].codec_name != "libtiff":  # Pillow itself reads by the row
-        return turned
-    columns, rows = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
-    if not (isinstance(columns, int) and isinstance(rows, int)):
-        strip = tags.get(_ROWS_PER_STRIP)
-        columns, rows = width, min(height, strip) if isinstance(strip, int) else height
-    return columns * rows * _TIFF_STRIP_BYTES + turned
 
 
 def _png_fault(data: bytes) -> tuple[str, str] | None:
@@ -469,9 +424,9 @@ def _plain(image: Image.Image) -> Image.Image:
     """Bring any mode to L, RGB, CMYK or RGBA: modes whose pixels can be averaged."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode.startswith("I;16"):
-        bits = tags[_BITS][0] if _BITS in tags else 16
+        bits = tags[tiff.BITS][0] if tiff.BITS in tags else 16
         grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-        return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
+        return Image.fromarray(255 - grey if tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO else grey)
     if image.mode in ("I", "F"):
         # Nothing says what white is: the smallest usual white that holds the brightest pixels. A hundredth
         # of them may be brighter where they are fractions: sharpening goes beyond white.
@@ -528,9 +483,7 @@ def _ends_early(kind: str, data: bytes, image: ImageFile.ImageFile | None) -> bo
     if kind == "bmp":
         return int.from_bytes(data[2:6], "little") > len(data)
     if kind == "tiff":
-        if data[2:4] in (b"*\0", b"\0*") and _tiff_directory_end(data) > len(data):
-            return True
-        return isinstance(image, TiffImagePlugin.TiffImageFile) and _tiff_pixels_end(image) > len(data)
+        return tiff.ends_early(data, image)
     if kind == "heic":
         return _boxes_end(data) > len(data)
     fault = _png_fault(data)
@@ -548,70 +501,6 @@ def _boxes_end(data: bytes) -> int:
             return len(data)
         at += length
     return at
-
-
-@dataclass(frozen=True)
-class _TiffDirectory:
-    """A directory of tags: where it ends, and of each tag its number, type, count and value or offset."""
-
-    end: int
-    tags: list[tuple[int, int, int, int]]
-
-
-def _tiff_directory(data: bytes, start: int | None = None) -> _TiffDirectory:
-    """Read a TIFF's directory at ``start``, or its first one, as far as the file goes."""
-    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
-    big = b"+" in data[2:4]
-    # Bytes of an offset, of the number of tags, and of a tag.
-    offset, number, tag = (8, 8, 20) if big else (4, 2, 12)
-
-    def whole(at: int, size: int) -> int:
-        return int.from_bytes(data[at : at + size], order)
-
-    if start is None:
-        start = whole(8 if big else 4, offset)
-    first = start + number
-    end = first + tag * whole(start, number)
-    return _TiffDirectory(
-        end,
-        [
-            (whole(at, 2), whole(at + 2, 2), whole(at + 4, offset), whole(at + 4 + offset, offset))
-            for at in range(first, min(end, len(data)), tag)[: _MOST_TAGS + 1]
-        ],
-    )
-
-
-def _tiff_directory_end(data: bytes) -> int:
-    """Return where a TIFF's first directory and the values it points to end."""
-    directory = _tiff_directory(data)
-    sizes = [(count * _TIFF_TYPE_SIZES.get(kind, 0), offset) for _, kind, count, offset in directory.tags]
-    # Values of at most 4 bytes lie in the directory itself.
-    return max([directory.end, *(offset + size for size, offset in sizes if size > 4)])
-
-
-def _check_tiff_tags(data: bytes) -> None:
-    """Refuse a TIFF whose first directory, or its EXIF's, has more values than are to be objects."""
-    first = _tiff_directory(data)
-    starts = {tag: value for tag, _, _, value in first.tags if tag in _EXIF_DIRECTORIES}
-    for directory in (first, *(_tiff_directory(data, start) for start in starts.values())):
-        if len(directory.tags) > _MOST_TAGS:
-            raise _RefusedError("too_large", f"a directory of it has more than {_MOST_TAGS:,} tags")
-        for tag, kind, count, _ in directory.tags:
-            if kind not in _BYTES_OR_TEXT and count > _MOST_VALUES:
-                raise _RefusedError(
-                    "too_large", f"its tag {tag} has {count:,} values; the limit is {_MOST_VALUES:,}"
-                )
-
-
-def _tiff_pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
-    ends = [0]
-    for starts, sizes in ((image.tag_v2.get(a), image.tag_v2.get(b)) for a, b in _DATA_TAGS):
-        if isinstance(starts, tuple) and isinstance(sizes, tuple):
-            pairs = zip(starts, sizes, strict=False)
-            ends += [
-                start + size for start, size in pairs if isinstance(start, int) and isinstance(size, int)
-            ]
-    return max(ends)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,11 +1,13 @@
 """Post-processing of a soft blur map with the photo's colours: a dense CRF, or votes of superpixels.
 
-Both need the extra ``bdnet[refine]``.
+Both need the extra ``refine``.
 """
 
 from typing import Literal
 
 import numpy as np
+
+from bdnet.detect import BLURRED_PROBABILITY
 
 Refinement = Literal["none", "crf", "superpixels"]
 
@@ -66,5 +68,5 @@ def superpixel_votes(pixels: np.ndarray, probability: np.ndarray) -> np.ndarray:
     from skimage.segmentation import slic
 
     labels = slic(pixels, n_segments=SUPERPIXELS, compactness=COMPACTNESS, start_label=0)
-    votes = np.bincount(labels.ravel(), weights=(probability >= 0.5).ravel())
+    votes = np.bincount(labels.ravel(), weights=(probability >= BLURRED_PROBABILITY).ravel())
     return (votes / np.bincount(labels.ravel()))[labels].astype(np.float32)

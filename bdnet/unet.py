@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bdnet.decoder import resize
 from bdnet.output import CLASSES, Output
 
 CHANNELS = (64, 128, 256, 512, 1024)
@@ -68,5 +68,5 @@ class UNet(nn.Module):
         logits = self.score(values)
         # On an encoder whose first feature is already halved the map is enlarged.
         if logits.shape[-2:] != images.shape[-2:]:
-            logits = functional.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+            logits = resize(logits, images)
         return Output(logits)

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bdnet import metrics
 from bdnet.card import Card
+from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.model import Model, load
 from bdnet.networks import build
 from bdnet.photo import decode
@@ -192,7 +193,7 @@ class Lab:
         for photo in photos:
             pixels = decode(photo.read_bytes(), model.card.working_size).pixels
             assert pixels is not None
-            fractions.append((model.probability(pixels) >= 0.5).mean())
+            fractions.append((model.probability(pixels) >= BLURRED_PROBABILITY).mean())
         blurred = [label(str(photo)) != "S" for photo in photos]
         return {"archive_auc": f"{roc_auc_score(blurred, fractions):.4f}"}
 

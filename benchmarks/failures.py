@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 import bdnet
+from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.refine import crf
 from benchmarks.command import INVERTED_MASKS, data_folder, write_csv
 from benchmarks.out_of_fold import predict
@@ -74,8 +75,8 @@ def examine(name: str, pixels: np.ndarray, truth: np.ndarray, soft: np.ndarray) 
     def count(chosen: np.ndarray) -> np.ndarray:
         return np.bincount(regions[chosen], minlength=len(REGIONS))
 
-    wrong = count((soft >= 0.5) != truth)
-    wrong_refined = count((refined >= 0.5) != truth)
+    wrong = count((soft >= BLURRED_PROBABILITY) != truth)
+    wrong_refined = count((refined >= BLURRED_PROBABILITY) != truth)
     return Failure(name, truth, soft, refined, count(np.ones_like(truth)), wrong, wrong_refined)
 
 
@@ -106,7 +107,7 @@ def worst(failures: list[Failure], region: str) -> list[Failure]:
 
 def error_map(soft: np.ndarray, truth: np.ndarray) -> Image.Image:
     """Right and wrong pixels in four colours."""
-    return Image.fromarray(COLOURS[truth.astype(int), (soft >= 0.5).astype(int)])
+    return Image.fromarray(COLOURS[truth.astype(int), (soft >= BLURRED_PROBABILITY).astype(int)])
 
 
 def draw(columns: list[tuple[str, Failure]]) -> None:

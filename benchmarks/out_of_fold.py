@@ -22,6 +22,7 @@ from scipy.special import expit, logit
 
 from bdnet import load, metrics
 from bdnet.augment import whole_frame_blur
+from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
 from bdnet.photo import size_at
@@ -75,10 +76,10 @@ def mark(
         photo=photo.name,
         kind=photo.kind,
         fold=fold,
-        confusion=metrics.confusion(probability >= 0.5, truth),
+        confusion=metrics.confusion(probability >= BLURRED_PROBABILITY, truth),
         truly_blurred=float(truth.mean()),
-        blurred_fraction=float((probability >= 0.5).mean()),
-        twin_blurred_fraction=float((predict(model, twin)[0] >= 0.5).mean()),
+        blurred_fraction=float((probability >= BLURRED_PROBABILITY).mean()),
+        twin_blurred_fraction=float((predict(model, twin)[0] >= BLURRED_PROBABILITY).mean()),
         kind_said="" if kinds is None else BLUR_KINDS[int(kinds.argmax())],
     )
     sample = np.s_[::STEP, ::STEP]

@@ -273,6 +273,7 @@ def page(results: dict[str, list[Row]]) -> str:
         answers=answers(results),
         default=DEFAULT_MODEL,
         inverted=INVERTED_MASKS,
+        folds=FOLDS,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bdnet import Model
 from bdnet.card import DEFAULT_MODEL
+from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.metrics import confusion, scores
 from bdnet.model import read_network
 from benchmarks.command import data_folder, write_csv
@@ -43,7 +44,7 @@ def main() -> int:
         for photo in photos:
             pixels, mask = read_pair(photo)
             for arithmetic, network in models.items():
-                blurred = predict(network, pixels)[0] >= 0.5
+                blurred = predict(network, pixels)[0] >= BLURRED_PROBABILITY
                 matrices[arithmetic] = matrices[arithmetic] + confusion(blurred, mask > 0)
                 fractions[arithmetic].append(float(blurred.mean()))
         for arithmetic, matrix in matrices.items():

@@ -10,6 +10,7 @@ import tyro
 
 from pipeline import storage
 from pipeline.layout import AuditLayout
+from pipeline.storage_errors import visible
 from pipeline.view import PHOTOS, View, current_view, first
 
 MAX_ROWS = 40
@@ -42,7 +43,7 @@ def table(view: View) -> list[str]:
 
 def _row(photo: dict[str, Any], name: str) -> tuple[str, ...]:
     # A name may hold what would move the cursor or recolour the terminal.
-    name = name if name.isprintable() else ascii(name)
+    name = visible(name)
     name = name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
     fraction = photo["blurred_fraction"]
     blurred = "–" if fraction is None else f"{fraction:7.1%}"

@@ -11,8 +11,8 @@ import tyro
 from bdnet.card import DEFAULT_MODEL, shipped_models
 from jobs.command import UsageError, run
 from pipeline import storage
-from pipeline.audit import AuditSettings, audit, dry_run, new_run_id
-from pipeline.layout import AuditLayout
+from pipeline.audit import AuditSettings, audit, dry_run
+from pipeline.layout import AuditLayout, new_run_id
 from pipeline.runlog import saved_log
 from pipeline.schema import RETRYABLE_STATUSES
 

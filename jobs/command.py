@@ -34,12 +34,17 @@ class UsageError(ValueError):
     """Options that don't go together; the command exits with 2."""
 
 
+def _in_out(settings: Any, result: dict[str, Any]) -> str:
+    """Where a command's result lies, but an audit's."""
+    return storage.join(storage.normalize(settings.out), "result.json")
+
+
 def run(
     settings_type: type[Settings],
     work: Callable[[Settings], dict[str, Any]],
     argv: list[str] | None,
     description: str,
-    result_uri: Callable[[Settings, dict[str, Any]], str | None],
+    result_uri: Callable[[Settings, dict[str, Any]], str | None] = _in_out,
     exit_code: Callable[[Settings, dict[str, Any]], int] = lambda settings, result: 0,
 ) -> int:
     """Parse ``argv``, do ``work``, write and print its result as JSON, the last line on stdout.

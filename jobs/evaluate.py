@@ -59,8 +59,7 @@ def work(settings: Settings) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    # evaluate() itself writes result.json, beside its table.
-    return run(Settings, work, argv, __doc__, lambda settings, result: None)
+    return run(Settings, work, argv, __doc__)
 
 
 if __name__ == "__main__":

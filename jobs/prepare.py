@@ -39,9 +39,7 @@ def work(settings: Settings) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return run(
-        Settings, work, argv, __doc__, lambda s, _: storage.join(storage.normalize(s.out), "result.json")
-    )
+    return run(Settings, work, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,10 @@ class Settings:
     """Folder or URI that receives report.html and result.json."""
 
 
-def _out(settings: Settings, name: str) -> str:
-    return storage.join(storage.normalize(settings.out), name)
-
-
 def work(settings: Settings) -> dict[str, Any]:
     """Write the report and count what is in it."""
-    audit, destination = storage.normalize(settings.audit_uri), _out(settings, "report.html")
+    audit = storage.normalize(settings.audit_uri)
+    destination = storage.join(storage.normalize(settings.out), "report.html")
     print(f"reading the audit {audit}; writing {destination}", file=sys.stderr, flush=True)
     summary = build_report(audit, destination)
     print(f"{summary.photos:,} photos; open {summary.report}", file=sys.stderr)
@@ -37,7 +34,7 @@ def work(settings: Settings) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return run(Settings, work, argv, __doc__, lambda settings, _: _out(settings, "result.json"))
+    return run(Settings, work, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -107,9 +107,7 @@ def _public_arguments(settings: Settings) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return run(
-        Settings, work, argv, __doc__, lambda s, _: storage.join(storage.normalize(s.out), "result.json")
-    )
+    return run(Settings, work, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import logging
 import math
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -56,11 +55,6 @@ class AuditSettings:
     workers: int | None
     max_denied: float
     max_lost: float
-
-
-def new_run_id() -> str:
-    """A name for a run that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 def audit_digest(card: Card, working_size: int) -> str:

@@ -6,7 +6,6 @@ through ``score``, so a model and its peers are measured by the same lines.
 """
 
 import io
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation) -> dict[str, Any]:
-    """Score every labelled photo of a split; write OUT/result.json and OUT/photos.parquet; return the result.
+    """Score every labelled photo of a split; write OUT/photos.parquet; return the result.
 
     Raises:
         ValueError: the data, the maps or the model are wrong; one line with file and remedy, nothing written.
@@ -68,7 +67,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     model = _resolve_model(evaluation.model) if evaluation.model is not None else None
     inputs = find_inputs(source, evaluation.split, evaluation.maps)
     scored = model[0] if model else evaluation.maps
-    _say(f"scoring {inputs.items} items of split {evaluation.split} of {source}: {scored}")
+    what = f"{inputs.items} items of split {evaluation.split} of {source}"
+    print(f"scoring {what}: {scored}", file=sys.stderr, flush=True)
     with connect(evaluation.workers) as shares:
         rows = _gather(inputs, model, evaluation, shares)
     photos = photo_table(rows)
@@ -85,11 +85,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     buffer = io.BytesIO()
     pq.write_table(photos, buffer)
     storage.write_bytes(storage.join(out, "photos.parquet"), buffer.getvalue())
-    storage.write_bytes(storage.join(out, "result.json"), json.dumps(result, indent=2).encode())
     return result
-
-
-# What is scored
 
 
 @dataclass(frozen=True)
@@ -175,9 +171,6 @@ def _splits_of(shard: str) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in counts}
 
 
-# On the driver
-
-
 def _gather(
     inputs: Inputs, model: tuple[str, str] | None, evaluation: Evaluation, shares: Shares
 ) -> list[dict[str, Any]]:
@@ -261,7 +254,3 @@ def _pooled(photos: pa.Table) -> dict[str, Any]:
 
 def _confusions(photos: pa.Table) -> np.ndarray:
     return np.stack([photos[name].to_numpy() for name in metrics.CELLS], axis=1).reshape(-1, 2, 2)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -190,7 +190,8 @@ def _steps(photos: Sequence[pa.Table], plan: Plan) -> ray.data.Dataset:
         .map_batches(
             Detector,
             fn_constructor_args=(plan.model, plan.provenance.model_digest, shares.threads_per_detector),
-            batch_size=None,
+            # Block by block. Ray wants a number for GPUs, and then brings small blocks together.
+            batch_size=photos_that_fit(plan.working_size) if shares.detector_gpus else None,
             batch_format="pyarrow",
             # For a few photos a second network is loaded in vain.
             compute=ray.data.ActorPoolStrategy(size=min(shares.detectors, len(photos))),

@@ -15,7 +15,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from pipeline import storage
 from pipeline.delta import query
-from pipeline.layout import AuditLayout
+from pipeline.layout import AuditLayout, began
 from pipeline.view import current_runs
 
 RETENTION = timedelta(days=7)
@@ -98,7 +98,5 @@ def remove_old_lists(out: str) -> int:
 
 def _age(run_id: str, now: datetime) -> timedelta:
     """Since the run began, by its name; none where the name is no run's."""
-    try:
-        return now - datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-    except ValueError:
-        return timedelta(0)
+    then = began(run_id)
+    return now - then if then else timedelta(0)

@@ -4,7 +4,24 @@ OUT/table/  OUT/failures/  OUT/masks/  OUT/lock.json
 OUT/runs/RUN_ID/{settings.json,listing/,to_do/,result.json,log.txt,report.html}
 """
 
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_BEGAN = "%Y%m%dT%H%M%S"
+
+
+def new_run_id(now: datetime | None = None) -> str:
+    """A name for a run that sorts by the time when it began, now if not given."""
+    return f"{now or datetime.now(UTC):{_BEGAN}}-{uuid.uuid4().hex[:6]}"
+
+
+def began(run_id: str) -> datetime | None:
+    """When a run began, by its name; None where the name is no run's."""
+    try:
+        return datetime.strptime(run_id.partition("-")[0], _BEGAN).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,14 @@ def write_listing(source: str, folder: str, limit: int | None = None) -> Listing
     return Listing(tuple(shards), photos, dict(skipped), complete)
 
 
-def read_listing(shard: str) -> pa.Table:
-    """Read one shard of a listing."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(shard)), schema=LISTING)
+def read_listing(shard: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one shard of a listing, or some of its columns."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(shard)), schema=LISTING, columns=columns)
+
+
+def is_manifest(source: str) -> bool:
+    """Whether a SOURCE is a list of photos, by its name: a Parquet manifest or that of an S3 Inventory."""
+    return source.endswith((".parquet", "/manifest.json"))
 
 
 def _suffix(name: str) -> str:
@@ -134,10 +139,9 @@ def _entries(source: str) -> Iterator[dict[str, Any]]:
 
 
 def _entries_of(source: str) -> Iterator[dict[str, Any]]:
-    if source.endswith(".parquet"):
-        return _once(_manifest_entries(source))
-    if source.endswith("/manifest.json"):
-        return _once(inventory.entries(source))
+    if is_manifest(source):
+        read = _manifest_entries if source.endswith(".parquet") else inventory.entries
+        return _once(read(source))
     if storage.is_local(source):
         return _local_entries(source)
     if source.startswith("s3://"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import altair as alt
 import numpy as np
@@ -25,7 +25,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bdnet import photo
-from bdnet.detect import DEFAULT_THRESHOLDS
+from bdnet.detect import DEFAULT_THRESHOLDS, Focus, Verdict
 from pipeline import storage
 from pipeline.delta import query, quoted
 from pipeline.layout import AuditLayout
@@ -36,8 +36,7 @@ from pipeline.view import NOT_AUDITED, PHOTOS, View, current_view, first, moment
 GALLERY_SIZE = 24
 THUMBNAIL_SIZE = 320
 MAX_PROBLEMS = 500
-VERDICTS = ("sharp", "partly_blurred", "blurred")
-FOCUSES = ("all_sharp", "shallow_depth", "suspected_miss", "no_sharp_region")
+VERDICTS, FOCUSES = get_args(Verdict), get_args(Focus)
 STATUSES = (*FINAL_STATUSES, *RETRYABLE_STATUSES, NOT_AUDITED)
 
 # What one card of a gallery is read for.

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from bdnet import metrics
+from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.photo import decode
 from bdnet.refine import Refinement, refine
 from pipeline import dataset, storage
@@ -149,5 +150,5 @@ def score(soft: np.ndarray, truth: np.ndarray, threshold: Threshold) -> tuple[np
         levels = np.rint(soft * 255).astype(np.uint8)
         blurred = levels > metrics.otsu(levels)
     else:
-        blurred = soft >= 0.5
+        blurred = soft >= BLURRED_PROBABILITY
     return metrics.confusion(blurred, truth), float(np.abs(soft - truth).mean(dtype=np.float64))

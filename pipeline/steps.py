@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pipeline.fetch import fetch
 from pipeline.layout import AuditLayout
 from pipeline.ledger import stage
 from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASUREMENTS, RETRYABLE_STATUSES
+from pipeline.storage_errors import patiently
 
 if TYPE_CHECKING:
     from bdnet.model import Model
@@ -171,15 +173,15 @@ def load_model(model: str, digest: str, threads: int) -> "Model":
     # Not above: the driver and the workers of the other steps do without torch.
     import torch
 
-    from bdnet.model import load
+    from bdnet.model import Model, read_network
 
     # Planned from logical CPUs, which may be more than the cores of this node.
     torch.set_num_threads(min(threads, os.cpu_count() or 1))
     keep_freed_memory()
-    loaded = load(model)
-    if loaded.card.digest != digest:
+    net, card = patiently(partial(read_network, model), model)
+    if card.digest != digest:
         raise ValueError(f"{model} is another model than when the job began; run the same command again")
-    return loaded
+    return Model(net, card)
 
 
 class Detector:

@@ -18,7 +18,6 @@ Memory holds one listing shard and its rows at a time, however large the archive
 """
 
 import functools
-import io
 import json
 import os
 import re
@@ -36,8 +35,9 @@ from deltalake import DeltaTable
 from pipeline import storage
 from pipeline.delta import quoted, read_table, scan
 from pipeline.layout import AuditLayout, RunLayout
-from pipeline.listing import local_uri
+from pipeline.listing import is_manifest, local_uri, read_listing
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE
+from pipeline.storage_errors import patiently
 
 NOT_AUDITED = "not_audited"
 
@@ -106,7 +106,7 @@ class View:
         for n, run in enumerate(self.runs):
             covered = [_covered_by(self.layout, newer) for newer in self.runs[:n]]
             for shard in _shards(self.layout, run):
-                listing = _read(shard, _LISTED)
+                listing = read_listing(shard, _LISTED)
                 for by in covered:
                     listing = listing.filter(pc.invert(by(listing["uri"].combine_chunks())))
                 if listing.num_rows:
@@ -165,7 +165,7 @@ def lost(before: Sequence[str], now: Sequence[str]) -> int:
     is_in_now = _membership(now)
     gone = 0
     for shard in before:
-        uris = pc.unique(_read(shard, ["uri"])["uri"])
+        uris = pc.unique(read_listing(shard, ["uri"])["uri"])
         gone += len(uris) - (pc.sum(is_in_now(uris)).as_py() or 0)
     return gone
 
@@ -240,7 +240,7 @@ def _rows_of(
 
 def _covered_by(layout: AuditLayout, run: Run) -> Callable[[pa.Array], pa.Array]:
     """Which of the URIs that it is given the listing of ``run`` covers."""
-    if _is_manifest(run.source):
+    if is_manifest(run.source):
         return _membership(_shards(layout, run))
     prefixes = _prefixes(run.source)
     return lambda uris: pc.or_(*(pc.starts_with(uris, prefix) for prefix in prefixes))
@@ -248,7 +248,7 @@ def _covered_by(layout: AuditLayout, run: Run) -> Callable[[pa.Array], pa.Array]
 
 def _covers(outer: str, inner: str) -> bool:
     """Whether a listing of ``outer`` covers all that one of ``inner`` can."""
-    if _is_manifest(outer) or _is_manifest(inner) or inner == outer:
+    if is_manifest(outer) or is_manifest(inner) or inner == outer:
         return False
     return inner.startswith(storage.join(outer, ""))
 
@@ -257,10 +257,6 @@ def _prefixes(source: str) -> tuple[str, str]:
     """How URIs below a folder or prefix begin: as it does, or as a local file whose name is no UTF-8."""
     inside = storage.join(source, "")
     return local_uri(inside), "file://" + quote_from_bytes(os.fsencode(inside))
-
-
-def _is_manifest(source: str) -> bool:
-    return source.endswith((".parquet", "/manifest.json"))
 
 
 def _origin(source: str) -> str:
@@ -281,7 +277,7 @@ def _membership(shards: Sequence[str]) -> Callable[[pa.Array], pa.Array]:
             if pc.all(found).as_py():
                 break
             if low <= ends["max"] and (high is None or ends["min"] <= high):
-                found = pc.or_(found, pc.is_in(uris, _read(shard, ["uri"])["uri"].combine_chunks()))
+                found = pc.or_(found, pc.is_in(uris, read_listing(shard, ["uri"])["uri"].combine_chunks()))
         return found
 
     return is_named
@@ -293,17 +289,13 @@ def _span(shard: str) -> tuple[str, str | None] | None:
     Writers leave them out where they are very long; then the span is everything, ("", None).
     """
     fs, path = storage.filesystem(shard)
-    metadata = storage.patiently(lambda: pq.read_metadata(path, filesystem=fs), shard)
+    metadata = patiently(lambda: pq.read_metadata(path, filesystem=fs), shard)
     column = metadata.schema.names.index("uri")
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     found = [group.column(column).statistics for group in groups if group.num_rows]
     if not all(statistics is not None and statistics.has_min_max for statistics in found):
         return "", None
     return (min(s.min for s in found), max(s.max for s in found)) if found else None
-
-
-def _read(shard: str, columns: list[str]) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(shard)), columns=columns)
 
 
 def _shards(layout: AuditLayout, run: Run) -> list[str]:
@@ -318,7 +310,7 @@ def _runs(layout: AuditLayout) -> list[Run]:
     """All runs that came as far as settings.json."""
     fs, path = storage.filesystem(layout.runs)
     try:
-        folders = storage.patiently(
+        folders = patiently(
             lambda: storage.within(storage.LONG_CALL_SECONDS, fs, "ls", path, detail=False), layout.runs
         )
     except FileNotFoundError:

@@ -28,7 +28,7 @@ class Settings:
 def execute(out, work, *more, exit_code=lambda settings, result: 0):
     """Run a command whose work is ``work``; return its exit code."""
     arguments = ["--out", str(out), *more]
-    return run(Settings, work, arguments, "A command.", lambda s, _: f"{s.out}/result.json", exit_code)
+    return run(Settings, work, arguments, "A command.", exit_code=exit_code)
 
 
 def failing(error):

@@ -53,6 +53,36 @@ def test_a_block_of_large_photos_holds_fewer_of_them(tmp_path: Path) -> None:
     assert sum(map(len, window)) == 2_000
 
 
+@pytest.mark.parametrize(("gpus", "working_size", "batch"), [(0, 640, None), (1, 640, 64), (1, 4096, 2)])
+def test_a_detector_takes_block_by_block_and_on_a_gpu_as_many_photos_as_a_block_may_hold(
+    gpus: int, working_size: int, batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    class Dataset:
+        def map_batches(self, step: Any, **options: Any) -> "Dataset":
+            asked[step] = options
+            return self
+
+    monkeypatch.setattr(execution.ray.data, "from_arrow", lambda tables: Dataset())
+    monkeypatch.setattr(execution.cluster, "bound_decoded", lambda *_: None)
+    monkeypatch.setattr(execution.cluster, "off_gpu_nodes", dict)
+    plan = Plan(
+        out="/out",
+        model="bdnet-topdown",
+        working_size=working_size,
+        masks="table",
+        max_denied=0.5,
+        listed=1,
+        provenance=Provenance("m", "a", "r"),
+        shares=shares([Node(cpus=4, gpus=gpus)]),
+    )
+    execution._steps([pa.table({"uri": ["/a.jpg"]})], plan)
+    detector = asked[execution.Detector]
+    # Ray refuses a step on a GPU that has no batch size.
+    assert (detector["num_gpus"], detector["batch_size"]) == (gpus or None, batch)
+
+
 @pytest.mark.parametrize("detectors", [1, 2, 32])
 def test_blocks_are_small_at_both_ends_of_a_run_and_large_between(tmp_path: Path, detectors: int) -> None:
     (window,) = _windows(write_to_do(tmp_path, [20_000]), detectors, working_size=640)

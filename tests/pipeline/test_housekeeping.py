@@ -20,7 +20,7 @@ from pipeline.housekeeping import (
     remove_old_lists,
     tidy,
 )
-from pipeline.layout import AuditLayout
+from pipeline.layout import AuditLayout, new_run_id
 from pipeline.ledger import Committer, stage
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE
 
@@ -67,7 +67,7 @@ def age(path, by):
 
 
 def run_id(before_now):
-    return f"{NOW - before_now:%Y%m%dT%H%M%S}-abcdef"
+    return new_run_id(NOW - before_now)[:-6] + "abcdef"
 
 
 def test_many_small_files_become_one_with_the_same_rows(out):
