@@ -1,14 +1,16 @@
 """A job on a cluster of several nodes, some with a (logical) GPU: nodes are lost and added in mid-run."""
 
-import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -158,14 +160,20 @@ def test_decoding_does_not_run_away_from_a_slow_detector(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_job_outlives_its_nodes_and_runs_each_step_where_it_belongs(
-    guarded: Cluster, code: Path, sample_archive: Path, model: Path, tmp_path: Path
+    guarded: Cluster,
+    code: Path,
+    sample_archive: Path,
+    model: Path,
+    held_photo: tuple[dict[str, Any], threading.Event],
+    tmp_path: Path,
 ) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     photos = _many(sample_archive / "photos/2024/launch", archive, BEFORE + AFTER)
-    # Opening it waits for a writer: the job can't end before its nodes are gone, however fast they are.
-    stuck = tmp_path / "stuck.jpg"
-    os.mkfifo(stuck)
-    manifest = _manifest(tmp_path, [*photos[:BEFORE], stuck, *photos[BEFORE:]])
+    # The job can't end before its nodes are gone, however fast they are.
+    stuck, let_go = held_photo
+    listed = [*map(_listed, photos[:BEFORE]), stuck, *map(_listed, photos[BEFORE:])]
+    manifest = tmp_path / "manifest.parquet"
+    pq.write_table(pa.Table.from_pylist(listed, schema=LISTING), manifest)
     guarded.add_node("gpu-1", cpus=1, gpus=1)
     guarded.add_node("cpu-1", cpus=2)
     guarded.add_node("cpu-2", cpus=2)
@@ -179,7 +187,8 @@ def test_a_job_outlives_its_nodes_and_runs_each_step_where_it_belongs(
     guarded.add_node("cpu-3", cpus=2)
     guarded.kill_node("gpu-1")
     guarded.add_node("gpu-2", cpus=1, gpus=1)
-    _wait_while_running(guarded, "nightly", lambda: _let_go(stuck) is None)
+    let_go.set()
+    _wait_while_running(guarded, "nightly", lambda: True)
 
     job = guarded.api("/api/jobs/nightly")
     logs = ray_command(
@@ -190,7 +199,7 @@ def test_a_job_outlives_its_nodes_and_runs_each_step_where_it_belongs(
     result = next(json.loads(line) for line in reversed(logs.splitlines()) if line.startswith("{"))
     assert json.loads((out / "runs" / result["run_id"] / "result.json").read_text()) == result
     found = [row["uri"] for row in table_rows(out)]
-    assert sorted(found) == sorted(map(str, [*photos, stuck]))
+    assert sorted(found) == sorted(row["uri"] for row in listed)
 
     names = guarded.node_names()
     where = {step: {names[node] for node in nodes} for step, nodes in _nodes_by_step(guarded).items()}
@@ -208,13 +217,39 @@ def _many(folder: Path, archive: Path, count: int) -> list[Path]:
     return copies
 
 
-def _manifest(folder: Path, photos: list[Path]) -> Path:
-    listed = [
-        {"uri": str(path), "etag": local_etag(path.stat()), "size_bytes": 0, "modified_at": None}
-        for path in photos
-    ]
-    pq.write_table(pa.Table.from_pylist(listed, schema=LISTING), folder / "manifest.parquet")
-    return folder / "manifest.parquet"
+@pytest.fixture
+def held_photo(sample_archive: Path) -> Iterator[tuple[dict[str, Any], threading.Event]]:
+    """A photo on a web server that sends it once the event is set, as a listing has it."""
+    let_go = threading.Event()
+    data = (sample_archive / "photos/2024/launch/rocket.jpg").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            let_go.wait()
+            self.do_HEAD()
+            self.wfile.write(data)
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("ETag", "e")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/stuck.jpg"
+        yield {"uri": uri, "etag": "e", "size_bytes": len(data), "modified_at": None}, let_go
+        let_go.set()
+        server.shutdown()
+
+
+def _listed(photo: Path) -> dict[str, Any]:
+    status = photo.stat()
+    etag = local_etag(status)
+    return {"uri": str(photo), "etag": etag, "size_bytes": status.st_size, "modified_at": None}
 
 
 def _wait_while_running(running: Cluster, job: str, waits: Callable[[], bool]) -> None:
@@ -222,12 +257,6 @@ def _wait_while_running(running: Cluster, job: str, waits: Callable[[], bool]) -
     while waits() and running.api(f"/api/jobs/{job}")["status"] in ("PENDING", "RUNNING"):
         assert time.monotonic() < deadline, running.api(f"/api/jobs/{job}/logs")["logs"]
         time.sleep(0.3)
-
-
-def _let_go(stuck: Path) -> None:
-    """Give whoever has opened the file its end; a task of a lost node may be one of them."""
-    with contextlib.suppress(OSError):  # nobody has
-        os.close(os.open(stuck, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def _nodes_by_step(running: Cluster) -> dict[str, set[str]]:
