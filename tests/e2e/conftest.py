@@ -31,8 +31,11 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # An idle cluster still takes a tenth of a core: it ends with the tests that want it.
 @pytest.fixture(scope="package")
 def two_cpus(s3: S3Server) -> Iterator[Cluster]:
-    """A cluster with two logical CPUs and a dashboard, whose workers have the keys of the S3 server."""
-    with ray_cluster(2, dashboard=True) as cluster:
+    """A cluster with two logical CPUs and a dashboard, whose workers have the keys of the S3 server.
+
+    It has a GPU, as far as Ray knows: audits that start a Ray of their own have none.
+    """
+    with ray_cluster(2, gpus=1, dashboard=True) as cluster:
         yield cluster
 
 

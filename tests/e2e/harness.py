@@ -160,8 +160,10 @@ def table_rows(out: str | Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def ray_cluster(cpus: int, *, dashboard: bool = False, token: str | None = None) -> Iterator[Cluster]:
-    """``ray start --head`` with ``cpus`` logical CPUs until the block ends; other clusters are left alone.
+def ray_cluster(
+    cpus: int, *, gpus: int = 0, dashboard: bool = False, token: str | None = None
+) -> Iterator[Cluster]:
+    """``ray start --head`` with logical CPUs and GPUs until the block ends; other clusters are left alone.
 
     With a ``token`` its ports want that token, else none.
     """
@@ -175,7 +177,7 @@ def ray_cluster(cpus: int, *, dashboard: bool = False, token: str | None = None)
     cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{web}", folder, environment)
     try:
         _start_node(
-            *(cluster, "head", "--head", f"--num-cpus={cpus}", f"--port={gcs}"),
+            *(cluster, "head", "--head", f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--port={gcs}"),
             *(f"--ray-client-server-port={client}", f"--include-dashboard={dashboard}"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={web}"),
         )
