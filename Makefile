@@ -81,8 +81,8 @@ test: install  ## Run all tests but the long ones
 test-long: install  ## Run the long tests (an hour or more, estimated): lost nodes and storage, faults that stay, every network
 	$(PY) -m pytest -m long
 
-test-fast: install  ## Run the tests that need no whole job: two minutes
-	$(PYTEST_TWO_AT_ONCE) -m "not e2e and not long"
+test-fast: install  ## Run the tests that need neither a whole job nor BlurRaw
+	$(PYTEST_TWO_AT_ONCE) -m "not e2e and not long and not data"
 
 lint: install  ## Check format, style and types
 	$(VENV)/bin/ruff format --check .
