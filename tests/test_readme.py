@@ -133,6 +133,10 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
     assert missing == []
 
 
+def test_the_documentation_has_commands() -> None:
+    assert len(COMMANDS) > 10
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_documentation_has_the_options_that_it_is_given(command: list[str]) -> None:
     job, *arguments = command

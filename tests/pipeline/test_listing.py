@@ -86,6 +86,14 @@ def test_folders_below_are_listed_in_a_steady_order(photos, tmp_path):
     ]
 
 
+def test_an_s3_server_that_tells_no_etag_is_refused(s3, tmp_path, monkeypatch):
+    fs, _ = storage.filesystem("s3://photos")
+    page = {"Contents": [{"Key": "bare/a.jpg", "Size": 1, "LastModified": datetime.now(UTC)}]}
+    monkeypatch.setattr(fs, "call_s3", lambda method, **arguments: page)
+    with pytest.raises(ValueError, match=r"s3://photos/bare/a\.jpg: its server tells no etag"):
+        listed("s3://photos/bare", tmp_path)
+
+
 def test_folders_may_lie_in_each_other_deeper_than_python_calls_itself(photos, tmp_path):
     here = os.open(photos, os.O_RDONLY)
     for _ in range(1_100):
