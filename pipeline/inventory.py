@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from pipeline import storage
 
 _NEEDED = ("bucket", "key", "size", "etag")
+# What plain, cut or foreign files make of gzip, csv and Parquet; a row's value may be null.
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OSError, EOFError, zlib.error, csv.Error)
 
 
 def entries(manifest: str) -> Iterator[dict[str, Any]]:
@@ -42,8 +44,7 @@ def entries(manifest: str) -> Iterator[dict[str, Any]]:
             for row in _parquet_rows(data) if kind == "Parquet" else _csv_rows(data, fields):
                 if (entry := _entry(row)) is not None:
                     yield entry
-        # What packed, cut or foreign files make of gzip, csv and Parquet; a row's value may be null.
-        except (ValueError, TypeError, AttributeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        except _DAMAGED as error:
             raise ValueError(
                 f"{uri} is not as an S3 Inventory should be ({error}); correct it, or give another day's"
             ) from error

@@ -166,6 +166,12 @@ def test_a_damaged_file_of_an_inventory_is_named_with_its_fault(s3, tmp_path, da
         write_listing(manifest, str(tmp_path))
 
 
+def test_an_inventory_without_keys_is_refused(s3, tmp_path):
+    manifest = put_inventory(tmp_path.name, "CSV", tuple(c for c in COLUMNS if c != "key"))
+    with pytest.raises(ValueError, match=r"data/0\.csv is not as .*'key'"):
+        write_listing(manifest, str(tmp_path))
+
+
 def test_a_null_in_an_inventory_is_named_with_its_file(s3, tmp_path):
     manifest = put_inventory(tmp_path.name, "Parquet")
     data = as_parquet([{**rows()[0], "e_tag": None}], COLUMNS)
