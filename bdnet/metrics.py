@@ -11,6 +11,7 @@ import numpy as np
 
 # The blur and saliency literature weighs precision above recall.
 BETA_SQUARED = 0.3
+BOOTSTRAP_SAMPLES = 2000
 # A confusion matrix as columns, by truth and prediction.
 CELLS = ("tn", "fp", "fn", "tp")
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "fw_iou", "iou_blurred", "f_beta")
@@ -83,25 +84,27 @@ def otsu(values: np.ndarray) -> int:
 
 
 def bootstrap_interval(
-    confusions: np.ndarray,
+    counted: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
-    samples: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of a score of the pooled matrix when the photos are drawn again with replacement.
+    """95 % interval of a score when the photos are drawn again with replacement.
 
-    ``confusions``: int64 [photos, …, 2, 2]; ``statistic`` maps pooled int64 [samples, …, 2, 2] to [samples].
-    Two methods beside each other in such a stack are drawn together: the interval of a paired difference.
+    Args:
+        counted: what each photo adds to a sum, [photos, …]: int64 [photos, …, 2, 2] for confusion matrices.
+            Two methods beside each other in such a stack are drawn together: the interval of a paired
+            difference.
+        statistic: maps the sums of drawn photos, [samples, …], to a score each, [samples].
     """
-    photos, *rest = confusions.shape
+    photos, *rest = counted.shape
     assert photos > 0
-    draw = np.random.default_rng(seed)
-    flat = confusions.reshape(photos, -1)
+    draw = np.random.default_rng(0)
+    flat = counted.reshape(photos, -1)
     # How often each photo was drawn, one sample at a time: memory stays at one row whatever the photos.
     pooled = [
-        np.bincount(draw.integers(photos, size=photos), minlength=photos) @ flat for _ in range(samples)
+        np.bincount(draw.integers(photos, size=photos), minlength=photos) @ flat
+        for _ in range(BOOTSTRAP_SAMPLES)
     ]
-    values = statistic(np.stack(pooled).reshape(samples, *rest))
+    values = statistic(np.stack(pooled).reshape(BOOTSTRAP_SAMPLES, *rest))
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 

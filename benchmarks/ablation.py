@@ -6,17 +6,20 @@ difference is chance. About an hour and a half on two cores, and as much again f
 interrupted at will: rows that are there are kept.
 
 What normalisation and dropout give is measured as the paper does besides: trained and scored on BlurDB2, with
-three seeds, each pair by itself, in results/ablation_blurdb2.csv.
+three seeds, each pair by itself and all of them, in results/ablation_blurdb2.csv. ablation_blurdb2_photos.csv
+keeps what was counted.
 """
 
 import sys
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import tyro
 
+from bdnet import metrics
 from bdnet.recipes import equal_budget
-from benchmarks.command import read_csv
+from benchmarks.command import measured_on, read_csv, replace_rows
 from benchmarks.experiments import (
     BASELINE,
     START,
@@ -24,7 +27,9 @@ from benchmarks.experiments import (
     Lab,
     complete,
     ensure_baseline,
+    photo_cells,
     read_baseline,
+    read_photo_cells,
     recipe_columns,
     score_columns,
     with_rate,
@@ -57,11 +62,14 @@ VARIANTS: tuple[tuple[str, Experiment], ...] = (
 )
 
 # At the rate of the rows above.
+SEEDS = (0, 1, 2)
+PAIR = {"BDNet": _NET, "no norm, no dropout": f"{_NET}-plain-nodropout"}
 ON_BLURDB2: tuple[Experiment, ...] = tuple(
     Experiment(f"{name}, seed {seed}", arch, equal_budget(), cut="blurdb2", seed=seed)
-    for seed in (0, 1, 2)
-    for name, arch in (("BDNet", _NET), ("no norm, no dropout", f"{_NET}-plain-nodropout"))
+    for seed in SEEDS
+    for name, arch in PAIR.items()
 )
+ALL_SEEDS = {f"{name}, mean of {len(SEEDS)}": name for name in PAIR}
 
 
 def make_row(lab: Lab, changed: str, variant: Experiment) -> dict[str, str]:
@@ -80,10 +88,41 @@ def make_pair_row(lab: Lab, experiment: Experiment) -> dict[str, str]:
     complete_one = replace(experiment, arch=_NET)
     for each in (complete_one, experiment):
         lab.train(each)
-    baseline = lab.score_windows(complete_one)
+    baseline, scored = (lab.score_windows(each) for each in (complete_one, experiment))
+    counted = [{"network": experiment.name, **row} for row in photo_cells(scored)]
+    replace_rows("ablation_blurdb2_photos", counted, "network")
     row = {"arch": experiment.arch, "seed": str(experiment.seed), **recipe_columns(experiment.recipe)}
     by_photo = dict(zip(baseline.photos, baseline.confusions, strict=True))
-    return {**row, **score_columns(lab.score_windows(experiment), by_photo)}
+    return {**row, **score_columns(scored, by_photo)}
+
+
+def make_mean_row(name: str) -> dict[str, str]:
+    """The mean over seeds of mean IoU and of its difference from BDNet, with intervals over photos."""
+    rows = read_csv("ablation_blurdb2_photos")
+    by_run = {
+        (which, seed): read_photo_cells([row for row in rows if row["network"] == f"{which}, seed {seed}"])
+        for which in ("BDNet", name)
+        for seed in SEEDS
+    }
+    photos = sorted(by_run["BDNet", SEEDS[0]])
+    # int64 [photos, 2 networks, seeds, 2, 2]
+    stack = np.array(
+        [[[by_run[which, seed][photo] for seed in SEEDS] for which in ("BDNet", name)] for photo in photos]
+    )
+
+    def mean_iou(pooled: np.ndarray) -> np.ndarray:
+        return metrics.score_stack(pooled)["mean_iou"].mean(-1)
+
+    def difference(pooled: np.ndarray) -> np.ndarray:
+        return mean_iou(pooled)[..., 1] - mean_iou(pooled)[..., 0]
+
+    low, high = metrics.bootstrap_interval(stack[:, 1], mean_iou)
+    minus_low, minus_high = metrics.bootstrap_interval(stack, difference)
+    values = {"mean_iou": float(mean_iou(stack.sum(0))[1]), "mean_iou_low": low, "mean_iou_high": high}
+    values["minus_baseline"] = float(difference(stack.sum(0)))
+    values |= {"minus_low": minus_low, "minus_high": minus_high}
+    row = {"arch": PAIR[name], **{column: f"{value:.5f}" for column, value in values.items()}}
+    return row | measured_on(*rows)
 
 
 def main() -> int:
@@ -93,7 +132,8 @@ def main() -> int:
     rows = {variant.name: partial(make_row, lab, changed, variant) for changed, variant in VARIANTS}
     complete("ablation", "to", rows)
     pairs = {experiment.name: partial(make_pair_row, lab, experiment) for experiment in ON_BLURDB2}
-    complete("ablation_blurdb2", "network", pairs)
+    means = {row: partial(make_mean_row, name) for row, name in ALL_SEEDS.items()}
+    complete("ablation_blurdb2", "network", pairs | means)
     return 0
 
 

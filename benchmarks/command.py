@@ -64,10 +64,19 @@ def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
     here = describe()
     # Rows of an earlier run keep what they were measured on.
     rows = [{**row, **{key: value for key, value in here.items() if key not in row}} for row in rows]
+    # Rows of before a column was added lack it.
+    columns = dict.fromkeys(column for row in rows for column in row if column not in here)
     with where.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, [*columns, *here], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     print(f"{where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where}: {len(rows)} rows")
     for row in rows if len(rows) <= SHOWN_ROWS else []:
         print("  " + ", ".join(f"{k} {v}" for k, v in row.items() if k not in here))
+
+
+def replace_rows(table: str, rows: list[dict[str, Any]], *same: str) -> None:
+    """Write rows into a table instead of those with the same values in the columns ``same``."""
+    new = {tuple(str(row[column]) for column in same) for row in rows}
+    kept = [row for row in read_csv(table) if tuple(row[column] for column in same) not in new]
+    write_csv(table, [*kept, *rows])

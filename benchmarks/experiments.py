@@ -221,21 +221,24 @@ def ensure_baseline(lab: Lab) -> None:
         return
     experiment = with_rate(BASELINE, lab.probe(BASELINE))
     lab.train(experiment)
-    scored = lab.score(experiment)
-    cells = scored.confusions.reshape(-1, len(metrics.CELLS)).tolist()
-    pairs = zip(scored.photos, cells, strict=True)
-    write_csv(
-        "baseline_photos",
-        [{"photo": name, **dict(zip(metrics.CELLS, row, strict=True))} for name, row in pairs],
-    )
+    write_csv("baseline_photos", photo_cells(lab.score(experiment)))
 
 
 def read_baseline() -> dict[str, np.ndarray]:
     """By photo its confusion matrix, int64 [2, 2]; empty where the baseline is not scored yet."""
-    return {
-        row["photo"]: np.array([int(row[cell]) for cell in metrics.CELLS]).reshape(2, 2)
-        for row in read_csv("baseline_photos")
-    }
+    return read_photo_cells(read_csv("baseline_photos"))
+
+
+def photo_cells(scored: Scored) -> list[dict[str, Any]]:
+    """A row for each photo: its name and its confusion matrix."""
+    cells = scored.confusions.reshape(-1, len(metrics.CELLS)).tolist()
+    pairs = zip(scored.photos, cells, strict=True)
+    return [{"photo": name, **dict(zip(metrics.CELLS, row, strict=True))} for name, row in pairs]
+
+
+def read_photo_cells(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    """By photo its confusion matrix, int64 [2, 2], from rows of ``photo_cells``."""
+    return {row["photo"]: np.array([int(row[cell]) for cell in metrics.CELLS]).reshape(2, 2) for row in rows}
 
 
 def complete(table: str, key: str, rows: Mapping[str, Callable[[], dict[str, str]]]) -> None:
@@ -276,6 +279,8 @@ def score_columns(scored: Scored, baseline: Mapping[str, np.ndarray]) -> dict[st
     values = {name: result[name] for name in SCORES}
     values |= {"mean_iou_low": low, "mean_iou_high": high}
     values["mean_iou_by_photo"] = result["per_photo"]["mean_iou"]
+    low, high = result["per_photo"]["mean_iou_interval"]
+    values |= {"mean_iou_by_photo_low": low, "mean_iou_by_photo_high": high}
     values |= {f"mean_iou_{kind}": result["by_kind"][kind]["mean_iou"] for kind in ("motion", "defocus")}
     values["iou_blurred_defocus"] = result["by_kind"]["defocus"]["iou_blurred"]
     values |= minus(scored, baseline)

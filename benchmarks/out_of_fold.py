@@ -26,7 +26,7 @@ from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
 from bdnet.photo import size_at
-from benchmarks.command import data_folder, measured_on, read_csv, write_csv
+from benchmarks.command import data_folder, measured_on, read_csv, replace_rows
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 
 BINS = 20
@@ -221,17 +221,24 @@ def softened(margin: np.ndarray, weight: np.ndarray, fold: np.ndarray) -> np.nda
 def calibration_rows(
     name: str, temperature: float, probability: np.ndarray, weight: np.ndarray
 ) -> list[dict[str, Any]]:
-    """How often pixels of a probability are blurred; the weighted gap is the calibration error."""
+    """How often pixels of a probability are blurred; the weighted gap is the calibration error.
+
+    Beside it two scores that no probability but the true one makes best: log loss, in nats, and Brier score.
+    """
     index = np.minimum((probability * BINS).astype(int), BINS - 1)
     share = np.bincount(index, weight.sum(0), BINS)
     said = np.bincount(index, weight.sum(0) * probability, BINS) / np.maximum(share, 1e-12)
     found = np.bincount(index, weight[1], BINS) / np.maximum(share, 1e-12)
     error = float((share * np.abs(said - found)).sum())
+    log_loss = -float((weight * np.log([1 - probability, probability])).sum())
+    brier = float((weight * np.square([probability, 1 - probability])).sum())
     return [
         {
             "model": name,
             "temperature": f"{temperature:.3f}",
             "calibration_error": f"{error:.4f}",
+            "log_loss": f"{log_loss:.4f}",
+            "brier": f"{brier:.4f}",
             "from": f"{low / BINS:.2f}",
             "share": f"{share[low]:.4f}",
             "probability": f"{said[low]:.4f}",
@@ -248,19 +255,23 @@ def verdict_rows(name: str, marked: list[Marked]) -> list[dict[str, Any]]:
     """
     rows = []
     for threshold in BLURRED_ABOVE:
-        found = wrongly = 0.0
+        found: list[float] = []
+        wrongly: list[np.ndarray] = []
         for kind in BLUR_KINDS:
             its = [m for m in marked if m.kind == kind]
-            sound = [m for m in its if m.truly_blurred <= threshold]
-            found += float(np.mean([m.twin_blurred_fraction > threshold for m in its]))
-            wrongly += float(np.mean([m.blurred_fraction > threshold for m in sound]))
+            found.append(float(np.mean([m.twin_blurred_fraction > threshold for m in its])))
+            sound = [m.blurred_fraction > threshold for m in its if m.truly_blurred <= threshold]
+            wrongly.append(np.array(sound))
+        recall, false_rate = np.mean(found), np.mean([np.mean(sound) for sound in wrongly])
         rows.append(
             {
                 "model": name,
                 "blurred_above": f"{threshold:.2f}",
-                "recall": f"{found / len(BLUR_KINDS):.4f}",
-                "precision": f"{found / max(found + wrongly, 1e-12):.4f}",
-                "wrongly_blurred": f"{wrongly / len(BLUR_KINDS):.4f}",
+                "recall": f"{recall:.4f}",
+                "precision": f"{recall / max(recall + false_rate, 1e-12):.4f}",
+                "wrongly_blurred": f"{false_rate:.4f}",
+                "photos": sum(len(sound) for sound in wrongly),
+                "photos_wrongly_blurred": sum(int(sound.sum()) for sound in wrongly),
             }
         )
     return rows
@@ -281,13 +292,6 @@ def history_rows(name: str, folder: Path) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def replace_rows(table: str, rows: list[dict[str, Any]], *same: str) -> None:
-    """Write rows into a table instead of those with the same values in the columns ``same``."""
-    new = {tuple(str(row[column]) for column in same) for row in rows}
-    kept = [row for row in read_csv(table) if tuple(row[column] for column in same) not in new]
-    write_csv(table, [*kept, *rows])
 
 
 def main() -> int:

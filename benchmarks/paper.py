@@ -13,7 +13,7 @@ import jinja2
 import vl_convert
 
 from bdnet.card import DEFAULT_MODEL, shipped_models
-from benchmarks.ablation import ON_BLURDB2, VARIANTS
+from benchmarks.ablation import ALL_SEEDS, ON_BLURDB2, VARIANTS
 from benchmarks.command import INVERTED_MASKS, read_csv
 from benchmarks.comparison import SYSTEMS
 
@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (
     *("scores", "comparison", "ablation", "ablation_blurdb2", "kfold", "training_curves"),
     *("pr_curves", "calibration", "verdict_thresholds", "archive_auc", "archive_thresholds"),
-    "failures",
+    *("failures", "network"),
 )
 FOLDS = 3
 # What is shipped and made by today's recipes, and the paper's network with a short one.
@@ -40,7 +40,10 @@ def interval(row: Row) -> str:
 
 def difference(row: Row) -> str:
     """Points of mean IoU beside the baseline, with the paired interval."""
-    values = [100 * float(row[name]) for name in ("minus_baseline", "minus_low", "minus_high")]
+    # No -0.0.
+    values = [
+        round(100 * float(row[name]), 1) + 0.0 for name in ("minus_baseline", "minus_low", "minus_high")
+    ]
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*values)
 
 
@@ -58,6 +61,7 @@ BY_KIND: Columns = {"motion": rounded("mean_iou_motion"), "defocus": rounded("me
 COLUMNS: dict[str, Columns] = {
     "scores": {
         "method": "method",
+        **{name: name for name in ("GMAC", "ms a photo")},
         "mean IoU": interval,
         "minus bdnet-resnet18": difference,
         "by photo": rounded("mean_iou_by_photo"),
@@ -112,12 +116,18 @@ COLUMNS: dict[str, Columns] = {
         "wrong there": percent("wrong"),
         "wrong after the CRF": percent("wrong_after_crf"),
     },
-    "calibration": {"model": "model", "temperature": "temperature", "error": rounded("calibration_error")},
+    "calibration": {
+        **{name: name for name in ("model", "temperature")},
+        "calibration error": rounded("calibration_error"),
+        "log loss": rounded("log_loss"),
+        "Brier score": rounded("brier"),
+    },
     "verdict_thresholds": {
         "model": "model",
         'verdict "blurred" above': "blurred_above",
         **{name: rounded(name) for name in ("recall", "precision")},
         "wrongly blurred": rounded("wrongly_blurred"),
+        "photos": lambda row: f"{row['photos_wrongly_blurred']} of {row['photos']}",
         "of archive/'s blurred": "archive_found",
         "of its sharp": "archive_wrongly",
     },
@@ -156,13 +166,21 @@ def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
             for changed, variant in VARIANTS
             if (changed, variant.name) not in variants
         ],
-        "ablation_blurdb2": [pair.name for pair in ON_BLURDB2 if pair.name not in pairs],
+        "ablation_blurdb2": [
+            name for name in (*(pair.name for pair in ON_BLURDB2), *ALL_SEEDS) if name not in pairs
+        ],
     }
+
+
+def everywhere(failures: list[Row], name: str) -> str:
+    """A share of wrong pixels in all regions together."""
+    wrong = sum(float(row["share_of_pixels"]) * float(row[name]) for row in failures)
+    return f"{100 * wrong:.1f} %"
 
 
 def answers(results: dict[str, list[Row]]) -> dict[str, defaultdict[str, str]]:
     """What the tables say to the paper's claims: by table and row a mean IoU or a difference, or a share."""
-    scores = results["scores"]
+    scores, failures = results["scores"], results["failures"]
     found = {
         "models": {row["method"]: interval(row) for row in scores},
         "by_photo": {row["method"]: rounded("mean_iou_by_photo")(row) for row in scores},
@@ -178,7 +196,8 @@ def answers(results: dict[str, list[Row]]) -> dict[str, defaultdict[str, str]]:
             row["system"]: rounded("mean_iou_by_photo")(row) for row in results["comparison"]
         },
         "folds": {f"{row['model']}, fold {row['fold']}": interval(row) for row in results["kfold"]},
-        "failures": {row["region"]: percent("wrong")(row) for row in results["failures"]},
+        "failures": {row["region"]: percent("wrong")(row) for row in failures},
+        "everywhere": {name: everywhere(failures, name) for name in ("wrong", "wrong_after_crf")},
     }
     return {name: defaultdict(lambda: "not measured yet", said) for name, said in found.items()}
 
@@ -225,6 +244,20 @@ def of_shipped(rows: list[Row]) -> list[Row]:
     return [row for name in shipped for row in rows if row["model"] == name]
 
 
+def with_costs(results: dict[str, list[Row]]) -> list[Row]:
+    """The models' scores, with what a photo of 640×448 costs each on the machine of network.csv."""
+    rows = []
+    for row in results["scores"]:
+        ways = {its["way"]: its for its in results["network"] if its["model"] == row["method"]}
+        # The fastest of them that needs no other photo beside it.
+        its = next((ways[way] for way in ("int8", "fused bf16", "fused fp32") if way in ways), None)
+        costs = {"GMAC": "", "ms a photo": ""}
+        if its:
+            costs = {"GMAC": f"{float(its['gflop']) / 2:.1f}", "ms a photo": its["ms"]}
+        rows.append(row | costs)
+    return rows
+
+
 def with_archive(results: dict[str, list[Row]]) -> list[Row]:
     """The thresholds of the verdict, with what each says of archive/ where that was audited."""
     archive = {
@@ -252,6 +285,7 @@ PICTURES = {"calibration": reliability, "pr_curves": precision_recall, "training
 def page(results: dict[str, list[Row]]) -> str:
     """The text of docs/paper.md, whatever tables are there."""
     shown = results | {
+        "scores": with_costs(results),
         # Networks that others have added come last.
         "kfold": sorted(results["kfold"], key=lambda row: [*FOLDED, row["model"]].index(row["model"])),
         # One line of the calibration's bins is enough: the error is that of all.

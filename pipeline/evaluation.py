@@ -233,13 +233,18 @@ def photo_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def summarize(photos: pa.Table) -> dict[str, Any]:
-    """Scores of a ``photo_table``: pooled over all pixels, per photo, by kind, and mean IoU's interval."""
+    """Scores of a ``photo_table``: pooled over all pixels, per photo, by kind, and mean IoU's intervals."""
     kinds = sorted(set(photos["kind"].to_pylist()))
     interval = metrics.bootstrap_interval(_confusions(photos), lambda c: metrics.score_stack(c)["mean_iou"])
+    of_each = photos["mean_iou"].to_numpy()
+    interval_of_mean = metrics.bootstrap_interval(of_each, lambda drawn: drawn / len(of_each))
     return {
         **_pooled(photos),
         "mean_iou_interval": list(interval),
-        "per_photo": metrics.scores_per_photo(_confusions(photos)),
+        "per_photo": {
+            **metrics.scores_per_photo(_confusions(photos)),
+            "mean_iou_interval": list(interval_of_mean),
+        },
         "by_kind": {kind: _pooled(photos.filter(pc.equal(pc.field("kind"), kind))) for kind in kinds},
     }
 

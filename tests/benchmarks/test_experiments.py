@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from benchmarks import ablation, command, experiments
 from benchmarks.experiments import BASELINE, Lab, Scored, complete, score_columns, with_rate
@@ -34,7 +35,7 @@ def scored(confusions):
     result = dict.fromkeys(experiments.SCORES, 0.5) | {
         "mean_iou_interval": [0.4, 0.6],
         "mean_iou": 0.6,
-        "per_photo": {"mean_iou": 0.5},
+        "per_photo": {"mean_iou": 0.5, "mean_iou_interval": [0.4, 0.6]},
         "by_kind": {"motion": kind, "defocus": kind},
     }
     return Scored(result, photos, np.array(confusions))
@@ -54,7 +55,15 @@ def test_the_difference_from_the_baseline_is_paired_by_photo_not_by_place():
     assert float(better["minus_high"]) > 0
 
 
-def test_on_blurdb2_each_network_is_compared_with_bdnet_of_its_own_seed(tmp_path, monkeypatch):
+def test_a_column_that_old_rows_lack_is_empty_there_and_stands_before_what_was_measured_on(results):
+    command.write_csv("table", [{"name": "a"}])
+    command.write_csv("table", [*command.read_csv("table"), {"name": "b", "score": "0.5"}])
+    first, second = command.read_csv("table")
+    assert (first["score"], second["score"]) == ("", "0.5")
+    assert list(first) == ["name", "score", "hardware", "versions"]
+
+
+def test_on_blurdb2_each_network_is_compared_with_bdnet_of_its_own_seed(results, tmp_path, monkeypatch):
     trained = []
     perfect, half = [[50, 0], [0, 50]], [[40, 10], [10, 40]]
     monkeypatch.setattr(Lab, "train", lambda lab, experiment: trained.append(experiment))
@@ -70,6 +79,29 @@ def test_on_blurdb2_each_network_is_compared_with_bdnet_of_its_own_seed(tmp_path
         assert float(row["minus_baseline"]) == 0
     assert {(e.cut, e.recipe.learning_rate) for e in trained} == {("blurdb2", 1e-3)}
     assert {e.seed for e in trained} == {0, 1, 2}
+
+
+def test_the_mean_of_seeds_is_that_of_their_scores_and_of_their_differences(results, tmp_path, monkeypatch):
+    perfect, half = [[50, 0], [0, 50]], [[40, 10], [10, 40]]
+    # BDNet is perfect with one seed of three, the other network with two, on whatever photo.
+    luck = {"BDNet": (1,), "no norm, no dropout": (0, 1)}
+    monkeypatch.setattr(Lab, "train", lambda lab, experiment: None)
+    monkeypatch.setattr(
+        Lab,
+        "score_windows",
+        lambda lab, experiment: scored(
+            [perfect if experiment.seed in luck[experiment.name.rsplit(", seed", 1)[0]] else half] * 4
+        ),
+    )
+    for experiment in ablation.ON_BLURDB2:
+        ablation.make_pair_row(Lab(tmp_path), experiment)
+    mean, better = (ablation.make_mean_row(name) for name in luck)
+    low = float(40 / 60)
+    assert float(mean["mean_iou"]) == pytest.approx((2 * low + 1) / 3, abs=1e-5)
+    assert float(mean["minus_baseline"]) == 0
+    # The photos are alike: drawn again they give the same.
+    for column in ("minus_baseline", "minus_low", "minus_high"):
+        assert float(better[column]) == pytest.approx((1 - low) / 3, abs=1e-5)
 
 
 def test_a_larger_share_of_the_photos_holds_a_smaller_one_and_both_kinds(tmp_path, monkeypatch):

@@ -52,6 +52,12 @@ def test_the_temperature_of_a_network_twice_too_sure_is_two(results):
     [mended, *_] = out_of_fold.calibration_rows("net", temperature, mended, weight)
     assert float(sure["calibration_error"]) > 0.05
     assert float(mended["calibration_error"]) < 0.01
+    # What honest probabilities score: the entropy of a normal margin's truth, and its variance.
+    chance = expit(np.random.default_rng(1).normal(0, 2, 100_000))
+    entropy = -(chance * np.log(chance) + (1 - chance) * np.log(1 - chance)).mean()
+    assert float(mended["log_loss"]) == pytest.approx(entropy, rel=0.03)
+    assert float(mended["brier"]) == pytest.approx((chance * (1 - chance)).mean(), rel=0.03)
+    assert float(sure["log_loss"]) > float(mended["log_loss"])
 
 
 def test_a_fold_is_softened_by_the_temperature_of_the_others_not_by_its_own(results):
@@ -104,5 +110,6 @@ def test_the_verdict_weighs_kinds_alike_and_leaves_out_photos_that_are_blurred_a
     rows = {row["blurred_above"]: row for row in out_of_fold.verdict_rows("net", photos)}
     assert (rows["0.60"]["recall"], rows["0.60"]["wrongly_blurred"]) == ("1.0000", "0.5000")
     assert rows["0.60"]["precision"] == f"{1 / 1.5:.4f}"
+    assert (rows["0.60"]["photos"], rows["0.60"]["photos_wrongly_blurred"]) == (7, 1)
     assert (rows["0.80"]["recall"], rows["0.80"]["wrongly_blurred"]) == ("1.0000", "0.0000")
     assert (rows["0.95"]["recall"], rows["0.95"]["precision"]) == ("0.5000", "1.0000")

@@ -1,5 +1,6 @@
 """docs/paper.md, from whatever tables are there."""
 
+from bdnet.card import DEFAULT_MODEL
 from benchmarks import paper
 from benchmarks.command import read_csv
 
@@ -14,6 +15,29 @@ def test_a_table_that_is_not_there_is_named_with_the_command_that_makes_it():
 def test_the_page_in_the_repository_is_the_one_that_its_tables_give():
     text = paper.page({name: read_csv(name) for name in paper.TABLES})
     assert (paper.DOCS / "paper.md").read_text() == text
+
+
+def test_what_the_page_concludes_in_words_is_so_in_its_tables():
+    points = {row["system"]: 100 * float(row["minus_baseline"]) for row in read_csv("comparison")}
+    scratch = points["bdnet-resnet18, from scratch"]
+    assert scratch < points["unet"] < 0
+    assert scratch < points["segnet"] < 0
+    assert max(points["dss"], points["fcn2s-vgg16"]) < 0
+    assert points["unet-resnet18"] > 0
+
+    parts = {row["to"]: 100 * float(row["minus_baseline"]) for row in read_csv("ablation")}
+    chance = 0.95  # of two trainings that differ in nothing
+    for name in ("no norm", "no dropout", "no norm, no dropout", "8s", "4s"):
+        assert abs(parts[name]) < chance, name
+
+    wrong = {row["region"]: float(row["wrong"]) for row in read_csv("failures")}
+    assert wrong["flat"] < wrong["rest"] < wrong["border"]
+    everywhere = paper.answers({name: read_csv(name) for name in paper.TABLES})["everywhere"]
+    assert everywhere["wrong"] < everywhere["wrong_after_crf"]
+
+    temperatures = [row for row in read_csv("calibration") if row["model"] == DEFAULT_MODEL]
+    for score in ("calibration_error", "log_loss", "brier"):
+        assert float(temperatures[0][score]) > float(temperatures[-1][score])
 
 
 def test_the_folds_of_another_network_come_last():

@@ -149,8 +149,12 @@ def test_summary_pools_pixels_and_keeps_kinds_apart():
     assert result["by_kind"]["motion"]["iou_blurred"] == pytest.approx(9 / 13)
     assert result["by_kind"]["defocus"]["photos"] == 1
     assert result["per_photo"]["pixel_accuracy"] == pytest.approx((0.9 + 0.6 + 1) / 3)
-    low, high = result["mean_iou_interval"]
-    assert low < result["mean_iou"] < high
+    for scored in (result, result["per_photo"]):
+        low, high = scored["mean_iou_interval"]
+        assert low < scored["mean_iou"] < high
+    # One photo drawn three times is the least and the most that a mean over three can be.
+    each = photos["mean_iou"].to_pylist()
+    assert result["per_photo"]["mean_iou_interval"] == pytest.approx([min(each), max(each)])
 
 
 def test_a_score_that_no_photo_has_is_null():
@@ -283,4 +287,4 @@ def test_published_maps_score_what_other_code_found(maps, threshold):
     result = evaluation.summarize(evaluation.photo_table(table.to_pylist()))
     assert tuple(round(result[name], 3) for name in COLUMNS) == PUBLISHED[maps, threshold]
     assert (result["by_kind"]["motion"]["photos"], result["by_kind"]["defocus"]["photos"]) == (48, 52)
-    assert set(result["per_photo"]) == set(metrics.SCORES)
+    assert set(result["per_photo"]) == {*metrics.SCORES, "mean_iou_interval"}
