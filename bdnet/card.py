@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -37,20 +38,31 @@ class Card:
     scores: dict[str, Any] = field(default_factory=dict)
 
 
-def read_folder(name_or_uri: str) -> tuple[bytes, Card]:
+def read_file(uri: str) -> bytes:
+    """Read a file of a local folder or at an fsspec URI, with fsspec's own timeouts."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    content: bytes = fs.cat_file(path)
+    return content
+
+
+def read_folder(name_or_uri: str, read: Callable[[str], bytes] = read_file) -> tuple[bytes, Card]:
     """Read the weights' bytes and the card of a shipped model's name, a folder or an fsspec URI.
+
+    Args:
+        name_or_uri: what to read.
+        read: reads a file that isn't shipped.
 
     Raises:
         ValueError: there is no model, or its weights are not those that the card describes.
+        OSError: storage refuses.
     """
-    shipped = resources.files("bdnet") / "models" / name_or_uri
-    if "/" not in name_or_uri and (shipped / CARD_FILE).is_file():
+    if name_or_uri in shipped_models():
+        shipped = resources.files("bdnet") / "models" / name_or_uri
         weights, card_text = (shipped / WEIGHTS_FILE).read_bytes(), (shipped / CARD_FILE).read_bytes()
     else:
-        fs, path = fsspec.core.url_to_fs(name_or_uri)
+        folder = name_or_uri.rstrip("/")
         try:
-            weights = fs.cat_file(f"{path}/{WEIGHTS_FILE}")
-            card_text = fs.cat_file(f"{path}/{CARD_FILE}")
+            weights, card_text = read(f"{folder}/{WEIGHTS_FILE}"), read(f"{folder}/{CARD_FILE}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
                 f"no model at {name_or_uri}: expected {WEIGHTS_FILE} and {CARD_FILE} there, or the name of a "
@@ -91,9 +103,11 @@ def _check(card: Card) -> None:
 def shipped_models() -> list[str]:
     """Names of the models that come with bdnet."""
     folder = resources.files("bdnet") / "models"
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if (entry / CARD_FILE).is_file())
 
 
-def read_card(name_or_uri: str) -> Card:
-    """Read and check a model's card without building the network."""
-    return read_folder(name_or_uri)[1]
+def read_card(name_or_uri: str, read: Callable[[str], bytes] = read_file) -> Card:
+    """Read and check a model's card without building the network; arguments and errors as ``read_folder``."""
+    return read_folder(name_or_uri, read)[1]

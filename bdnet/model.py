@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bdnet.card import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, WORKING_SIZE, Card, read_folder
+from bdnet.card import CARD_FILE, DEFAULT_MODEL, WEIGHTS_FILE, WORKING_SIZE, Card, read_file, read_folder
 from bdnet.detect import Detection, measure
 from bdnet.engine import optimize
 from bdnet.int8 import has_fast_int8, quantize
@@ -143,14 +143,20 @@ def load(name_or_uri: str = DEFAULT_MODEL, device: torch.device | str | None = N
 
     Raises:
         ValueError: there is no model, or weights, card and this bdnet don't belong together.
+        OSError: storage refuses.
     """
     net, card = read_network(name_or_uri)
     return Model(net, card, device)
 
 
-def read_network(name_or_uri: str) -> tuple[nn.Module, Card]:
-    """Read a model's network as it was trained, in fp32 on the CPU; arguments and errors as ``load``."""
-    weights, card = read_folder(name_or_uri)
+def read_network(name_or_uri: str, read: Callable[[str], bytes] = read_file) -> tuple[nn.Module, Card]:
+    """Read a model's network as it was trained, in fp32 on the CPU; errors as ``load``.
+
+    Args:
+        name_or_uri: as of ``load``.
+        read: reads a file that isn't shipped.
+    """
+    weights, card = read_folder(name_or_uri, read)
     net = build(card.arch)
     try:
         state = {name: tensor.float() for name, tensor in safetensors.torch.load(weights).items()}
@@ -163,11 +169,28 @@ def read_network(name_or_uri: str) -> tuple[nn.Module, Card]:
     return net, card
 
 
-def save(net: nn.Module, folder: str, card: dict[str, Any]) -> Card:
-    """Write a network as half-precision weights with its card; ``card`` holds the fields beside the digest.
+def write_file(uri: str, data: bytes) -> None:
+    """Write a file in a local folder, made where there is none, or at an fsspec URI."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    if isinstance(fs, LocalFileSystem):  # object stores have no folders, and asking may want more rights
+        fs.makedirs(fs._parent(path), exist_ok=True)
+    fs.pipe_file(path, data)
+
+
+def save(
+    net: nn.Module, folder: str, card: dict[str, Any], write: Callable[[str, bytes], None] = write_file
+) -> Card:
+    """Write a network as half-precision weights with its card.
+
+    Args:
+        net: the network.
+        folder: a local folder or an fsspec URI.
+        card: the card's fields beside the digest.
+        write: writes a file.
 
     Raises:
         ValueError: a weight is not finite or does not fit half precision.
+        OSError: storage refuses.
     """
     state = {}
     for name, tensor in net.state_dict().items():
@@ -180,12 +203,9 @@ def save(net: nn.Module, folder: str, card: dict[str, Any]) -> Card:
         state[name] = half.detach().cpu().contiguous()
     weights = safetensors.torch.save(state)
     complete = Card(digest=hashlib.sha256(weights).hexdigest(), **card)
-    fs, path = fsspec.core.url_to_fs(folder)
-    if isinstance(fs, LocalFileSystem):  # object stores have no folders, and asking may want more rights
-        fs.makedirs(path, exist_ok=True)
     # The card last: a folder with a card is a whole model.
-    fs.pipe_file(f"{path}/{WEIGHTS_FILE}", weights)
-    fs.pipe_file(f"{path}/{CARD_FILE}", json.dumps(asdict(complete), indent=2).encode() + b"\n")
+    write(f"{folder.rstrip('/')}/{WEIGHTS_FILE}", weights)
+    write(f"{folder.rstrip('/')}/{CARD_FILE}", json.dumps(asdict(complete), indent=2).encode() + b"\n")
     return complete
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bdnet.card import DEFAULT_MODEL, shipped_models
+from bdnet.card import DEFAULT_MODEL
 from jobs.command import UsageError, run
-from pipeline import storage
+from pipeline import models, storage
 from pipeline.audit import AuditSettings, audit, dry_run
 from pipeline.layout import AuditLayout, new_run_id
 from pipeline.runlog import saved_log
@@ -58,7 +58,7 @@ def work(settings: Settings) -> dict[str, Any]:
     audited = AuditSettings(
         source=storage.normalize(settings.source),
         out=storage.normalize(settings.out),
-        model=settings.model if settings.model in shipped_models() else storage.normalize(settings.model),
+        model=models.resolved(settings.model),
         working_size=settings.working_size,
         masks=settings.masks,
         limit=settings.limit,

@@ -21,7 +21,7 @@ from pipeline.storage_errors import redacted
 
 Settings = TypeVar("Settings")
 
-# The last three: what a file that stands open on S3 raises while it is read.
+# The last three: what a manifest that stands open on S3 raises while it is read.
 EXPECTED = (ValueError, OSError, RayError, DeltaError, BotoCoreError, ClientError, aiohttp.ClientError)
 
 # Ray Data adds to the words of an error, or as its file name, how Ray is told to try again.

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bdnet.card import shipped_models
 from bdnet.recipes import RECIPES
 from jobs.command import UsageError, run
-from pipeline import cluster, storage
+from pipeline import cluster, models, storage
 from pipeline.training import TrainingSettings, train, train_folds
 
 
@@ -47,7 +46,6 @@ class Settings:
 
 
 VALIDATION_FOLDS = 10
-NAMED_STARTS = ("imagenet", "none", *shipped_models())
 
 
 def work(settings: Settings) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def work(settings: Settings) -> dict[str, Any]:
         out=out,
         arch=settings.arch,
         recipe=recipe,
-        init=settings.init if settings.init in NAMED_STARTS else storage.normalize(settings.init),
+        init=settings.init if settings.init in ("imagenet", "none") else models.resolved(settings.init),
         workers=settings.workers,
         seed=settings.seed,
         validation_folds=0 if settings.all_photos else settings.folds or VALIDATION_FOLDS,

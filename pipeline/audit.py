@@ -10,31 +10,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal
 
 import ray
 from deltalake.exceptions import DeltaError
 
-from bdnet.card import ARCH_VERSIONS, PREPROCESSING_VERSION, Card, read_card
+from bdnet.card import ARCH_VERSIONS, PREPROCESSING_VERSION, Card
 from bdnet.photo import decoder_version
-from pipeline import cluster, lock, storage
+from pipeline import cluster, lock, models, storage
 from pipeline.execution import Outcome, Plan, work_off
 from pipeline.housekeeping import remove_old_lists, tidy
 from pipeline.layout import AuditLayout, RunLayout
 from pipeline.ledger import Committer, subtract
-from pipeline.listing import Listing, read_listing, write_listing
+from pipeline.listing import Listing, write_listing
 from pipeline.progress import duration
 from pipeline.report import build_report
 from pipeline.schema import AUDIT_TABLE, FAILURES_TABLE, SCHEMA_VERSION
 from pipeline.steps import Provenance
-from pipeline.storage_errors import patiently, redacted
+from pipeline.storage_errors import redacted
 from pipeline.view import lost, previous_listing
 
 log = logging.getLogger("bdnet")
 
 # The table's engine reads names as URLs: it would end the name here, or take it for another character.
-_AMBIGUOUS = re.compile(r"[#?\\\x00-\x1f]|%[0-9a-fA-F]{2}")
+_AMBIGUOUS = re.compile(r"[#?\\\x00-\x1f]|%[0-9a-fA-F]{2}|(?<!:)/(?=/)|(?<=/)\.{1,2}(?=/|$)")
 SUBTRACT_WITHIN_SECONDS = 1800.0
 TIDY_WITHIN_SECONDS = 7200.0
 
@@ -82,7 +81,7 @@ def check(settings: AuditSettings) -> Card:
         )
     if storage.is_inside(out, source) or storage.is_inside(source, out):
         raise ValueError(f"--out {out} and the source {source} lie in each other; choose another --out")
-    return patiently(partial(read_card, settings.model), settings.model)
+    return models.read_card(settings.model)
 
 
 def audit(settings: AuditSettings, run_id: str) -> dict[str, Any]:
@@ -185,8 +184,9 @@ def _check_lost(listing: Listing, layout: AuditLayout, settings: AuditSettings) 
     before = previous_listing(layout, settings.source) if listing.complete else []
     if not before:
         return
-    gone, had = lost(before, listing.shards), sum(len(read_listing(shard)) for shard in before)
-    if gone > settings.max_lost * had:
+    gone, had = lost(before, listing.shards)
+    # Rounded up, so that what is asked for below is enough.
+    if gone > settings.max_lost * had + 1e-6:
         raise OSError(
             f"{gone:,} of the {had:,} photos that were at {settings.source} are gone. If that is right, run"
             f" again with --max-lost {min(1.0, math.ceil(gone / had * 100) / 100):g}; nothing was changed"

@@ -84,16 +84,14 @@ def scan(table: DeltaTable | None, sql: str) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(batches)
 
 
-def query(uri: str, sql: str, schema: pa.Schema) -> pa.Table:
-    """All that ``sql`` finds in the Delta table at ``uri``; no rows where no table was begun.
+def query(table: DeltaTable | None, sql: str, schema: pa.Schema) -> pa.Table:
+    """All that ``sql`` finds in a Delta table, called ``delta``, in memory; no rows without a table.
 
     Raises:
         OSError: the table has lost a file or can't be read.
     """
     # The engine answers with string views, which joins don't take.
-    return pa.concat_tables(
-        [schema.empty_table(), *(rows.cast(schema) for rows in scan(read_table(uri), sql))]
-    )
+    return pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in scan(table, sql))])
 
 
 def quoted(text: str) -> str:

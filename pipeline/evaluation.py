@@ -8,8 +8,8 @@ through ``score``, so a model and its peers are measured by the same lines.
 import io
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,12 @@ import pyarrow.parquet as pq
 import ray
 
 from bdnet import metrics
-from bdnet.card import read_card, shipped_models
 from bdnet.refine import Refinement
-from pipeline import dataset, storage
+from pipeline import dataset, models, storage
 from pipeline.cluster import Shares, connect, off_gpu_nodes
-from pipeline.patches import MANIFEST, shard_uris
+from pipeline.patches import MANIFEST, read_shard, shard_uris
 from pipeline.progress import Progress
 from pipeline.scoring import (
-    PATCH_COLUMNS,
     READ_ROWS,
     SCORED,
     Detector,
@@ -36,7 +34,6 @@ from pipeline.scoring import (
     read_photos,
     score_items,
 )
-from pipeline.storage_errors import patiently
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def find_inputs(source: str, split: str, maps: str | None) -> Inputs:
             raise ValueError(
                 f"{source}: maps belong to whole photos; use --maps with a folder with index.csv."
             )
-        splits = {shard: _splits_of(shard) for shard in shards}
+        splits = {shard: Counter(read_shard(shard, ["split"])["split"].to_pylist()) for shard in shards}
         every = sorted(set().union(*splits.values()))
         if split not in every:
             raise ValueError(f"{source}: no patch has split '{split}'; ask for one of {', '.join(every)}.")
@@ -137,9 +134,9 @@ def find_inputs(source: str, split: str, maps: str | None) -> Inputs:
 def _resolve_model(model: str) -> tuple[str, str]:
     """A model's shipped name or URI, and its digest."""
     # Workers have another working folder: a relative path becomes absolute here.
-    resolved = model if model in shipped_models() else storage.normalize(model)
+    resolved = models.resolved(model)
     # One that isn't there stops the job before Ray starts.
-    return resolved, patiently(partial(read_card, resolved), resolved).digest
+    return resolved, models.read_card(resolved).digest
 
 
 def _find_maps(maps: str, photos: list[dataset.LabelledPhoto]) -> dict[str, str]:
@@ -151,24 +148,6 @@ def _find_maps(maps: str, photos: list[dataset.LabelledPhoto]) -> dict[str, str]
             fault = f"has {len(found)} maps" if found else "has no map"
             raise ValueError(f"{folder}: photo '{photo.name}' {fault}; put one grey {photo.name}.png there.")
     return {photo.name: files[photo.name][0] for photo in photos}
-
-
-def _splits_of(shard: str) -> dict[str, int]:
-    """Rows of a shard by split."""
-    fs, path = storage.filesystem(shard)
-    try:
-        with fs.open(path) as file:
-            parquet = pq.ParquetFile(file)
-            missing = [name for name in PATCH_COLUMNS if name not in parquet.schema_arrow.names]
-            if missing:
-                raise ValueError(f"column '{missing[0]}' is missing")
-            counts = parquet.read(columns=["split"])["split"].value_counts().to_pylist()
-    except (PermissionError, TimeoutError):
-        raise
-    except (ValueError, OSError) as error:  # OSError is what pyarrow raises for a damaged footer
-        fault = " ".join(str(error).split())
-        raise ValueError(f"{shard}: is no patch shard ({fault}); cut them with jobs.prepare.") from error
-    return {entry["values"]: entry["counts"] for entry in counts}
 
 
 def _gather(

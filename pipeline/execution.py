@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
@@ -29,6 +30,8 @@ from pipeline.stream import stream
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
 # Pixels of a block; its photos are fewer where they are audited larger than most.
 BLOCK_BYTES = 128 << 20
+# Files of a block: they take their time to be read, and its rows come together.
+BLOCK_FILE_BYTES = 256 << 20
 # After SIGTERM, for files that are on their way to the driver; `ray job stop` kills after 3 s.
 GRACE_SECONDS = 1.0
 TOLD_TO_END = "told to end (SIGTERM); what was staged is committed, run it again"
@@ -150,6 +153,7 @@ def _windows(to_do: Mapping[str, int], detectors: int, working_size: int) -> Ite
         start = 0
         while start < len(photos):
             block = photos.slice(start, min(most, photos_of_block(before, after, detectors)))
+            block = block.slice(0, _first_that_fit(block["size_bytes"].to_numpy()))
             window.append(block)
             start, before, after = start + len(block), before + len(block), after - len(block)
             in_window += len(block)
@@ -164,6 +168,13 @@ def photos_of_block(before: int, after: int, detectors: int) -> int:
     """How many photos the next block takes, with so many before it and so many left."""
     blocks = max(8, 2 * detectors)
     return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, before // blocks, after // blocks))
+
+
+def _first_that_fit(size_bytes: np.ndarray) -> int:
+    """How many files from the first one on a block may read, one at least, by their sizes, int64 [photos]."""
+    # A larger one has a block for itself; and a manifest's sizes could be more than their sum can hold.
+    up_to_each = np.cumsum(size_bytes.clip(max=BLOCK_FILE_BYTES))
+    return int(np.searchsorted(up_to_each, BLOCK_FILE_BYTES, "right"))
 
 
 def photos_that_fit(working_size: int) -> int:

@@ -21,6 +21,8 @@ def fetch(uri: str, etag: str, most: int) -> Fetched:
     as a status."""
     try:
         return Fetched(storage.read_version(uri, etag, most))
+    except MemoryError:
+        return Fetched(None, "timeout", "memory ran out while it was read")
     except OSError as error:
         return Fetched(None, classify(error), redacted(str(error).removeprefix(f"{uri}: "))[:500])
     except ValueError as error:  # a file system that isn't installed here

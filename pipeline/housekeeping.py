@@ -4,17 +4,15 @@ Whatever is removed is older than RETENTION, which is longer than any run: a fil
 not yet committed is never taken away, nor one that a reader of an older version still reads.
 """
 
-import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
 from pipeline import storage
-from pipeline.delta import query
+from pipeline.delta import query, read_table
 from pipeline.layout import AuditLayout, began
 from pipeline.view import current_runs
 
@@ -36,10 +34,7 @@ def tidy(out: str) -> dict[str, int]:
         ``compacted`` and ``removed``: files of the tables and mask shards.
     """
     layout, now = AuditLayout(out), datetime.now(UTC)
-    tables = []
-    for uri in (layout.table, layout.failures):
-        with contextlib.suppress(TableNotFoundError):
-            tables.append(DeltaTable(uri, storage_options=storage.delta_options(uri)))
+    tables = [table for uri in (layout.table, layout.failures) if (table := read_table(uri))]
     # The short work first: joining the files of a large first audit can outlast a night.
     removed = _remove_orphaned_mask_shards(layout, now)
     for table in tables:
@@ -72,7 +67,9 @@ def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:
     if not old:
         return 0
     sql = "SELECT DISTINCT split_part(mask_shard, '/', 1) AS shard FROM delta WHERE mask_shard IS NOT NULL"
-    named = set(query(layout.table, sql, pa.schema([("shard", pa.string())]))["shard"].to_pylist())
+    named = set(
+        query(read_table(layout.table), sql, pa.schema([("shard", pa.string())]))["shard"].to_pylist()
+    )
     orphans = [uri for name, uri in old.items() if name not in named]
     for uri in orphans:
         storage.remove(uri)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import html
 import io
 import os
 import sqlite3
@@ -18,11 +19,12 @@ from urllib.parse import quote_from_bytes
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
+from fsspec.implementations.ftp import FTPFileSystem
 
 from pipeline import inventory, storage
 from pipeline.progress import Progress
 from pipeline.schema import LISTING
-from pipeline.storage_errors import explained, is_ours, patiently
+from pipeline.storage_errors import classify, explained, is_ours, patiently
 
 _PHOTO_TYPES = (
     "jpg",
@@ -185,7 +187,9 @@ def _manifest_entries(source: str) -> Iterator[dict[str, Any]]:
         manifest = pq.ParquetFile(file)
         _check_columns(source, manifest.schema_arrow)
         for batch in manifest.iter_batches(columns=LISTING.names):
-            for row in batch.to_pylist():
+            moments = _moments_of(batch["modified_at"])
+            rows = batch.drop_columns("modified_at").to_pylist()
+            for row, row["modified_at"] in zip(rows, moments, strict=True):
                 if row["uri"] is None or row["etag"] is None or row["size_bytes"] is None:
                     raise ValueError(
                         f"{source}: a row lacks uri, etag or size_bytes ({row['uri']}); fill it in"
@@ -245,22 +249,38 @@ def _local_entries(source: str) -> Iterator[dict[str, Any]]:
             except (FileNotFoundError, NotADirectoryError):
                 continue  # a dangling link, or gone since its folder was read
             except OSError as error:
-                if error.errno == errno.ELOOP:
-                    continue  # a link to itself
-                raise
-            if stat.S_ISREG(status.st_mode):
+                if not os.path.islink(path):
+                    raise
+                if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                    continue  # it leads to itself, or nowhere
+                if not isinstance(error, PermissionError):
+                    raise
+                # What it leads to isn't gone: reading this version of it is denied, and any other is new.
+                status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode) or (stat.S_ISLNK(status.st_mode) and _is_photo(path)):
                 yield {
                     "uri": local_uri(path),
                     "etag": storage.local_etag(status),
                     "size_bytes": status.st_size,
                     "modified_at": _moment(status.st_mtime),
                 }
-            elif stat.S_ISDIR(status.st_mode):
+            elif stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
                 if os.path.islink(path):
                     yield {"uri": local_uri(path) + "/"}
                 else:
                     inside.append(path)
         folders += reversed(inside)
+
+
+def _moments_of(column: pa.Array) -> Iterator[datetime | None]:
+    """A manifest's times; None for those that no calendar has."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    for moment in column:
+        try:
+            yield moment.as_py()
+        except (ValueError, OverflowError):
+            yield None
 
 
 def _moment(seconds: float) -> datetime | None:
@@ -322,12 +342,14 @@ def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
     folders = [path]
     while folders:
         folder = folders.pop()
-        page = partial(storage.within, storage.LONG_CALL_SECONDS, fs, "ls", folder, detail=True)
+        page = partial(_page, fs, folder)
         try:
             found = patiently(page, uri_of(folder))
         except FileNotFoundError:
             continue  # gone since the folder above was read
-        for info in found:
+        if is_web:  # a page writes & in another way
+            found = [info | {"name": html.unescape(info["name"])} for info in found]
+        for info in sorted(found, key=lambda info: str(info["name"])):
             if is_web and _leads_away(folder, info["name"]):
                 continue
             if info["type"] == "directory":
@@ -341,12 +363,25 @@ def _fsspec_entries(source: str) -> Iterator[dict[str, Any]]:
                         info = _info(fs, info["name"])
                     except FileNotFoundError:
                         continue  # a dead link, or gone since its folder was read
+                    except OSError as error:
+                        if classify(error) != "denied":
+                            raise
+                        # One of many: reading will be denied too, and what may be read some day is new.
+                        info |= {"etag": "unknown"}
                 yield {
                     "uri": uri_of(info["name"]),
                     "etag": storage.info_etag(info),
                     "size_bytes": info.get("size") or 0,
                     "modified_at": None,
                 }
+
+
+def _page(fs: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = storage.within(storage.LONG_CALL_SECONDS, fs, "ls", folder, detail=True)
+    if not found and isinstance(fs, FTPFileSystem):
+        # It calls a folder empty that the server doesn't list; this says why.
+        fs.ftp.dir(folder, lambda line: None)
+    return found
 
 
 def _leads_away(folder: str, name: str) -> bool:
@@ -358,7 +393,7 @@ def _leads_away(folder: str, name: str) -> bool:
 def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
     """What a file system says of one file, where its listing doesn't tell versions (HTTP)."""
     uri = fs.unstrip_protocol(path)
-    info = patiently(partial(storage.within, storage.CALL_SECONDS, fs, "info", path), uri)
+    info = patiently(partial(storage.info, fs, path), uri)
     if not storage.tells_versions(info):
         raise ValueError(
             f"{uri}: its server tells no etag and no time of change, so a changed photo would never be seen;"

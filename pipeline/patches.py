@@ -188,10 +188,22 @@ def manifest_digest(patches: str) -> str:
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one shard, as rows of ``schema.PATCHES`` or the columns asked for."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as file:
-        return pq.read_table(file, columns=list(columns) if columns else None)
+    """Read one shard, as rows of ``schema.PATCHES`` or the columns asked for.
+
+    Raises:
+        ValueError: it is no patch shard.
+        OSError: what storage says.
+    """
+    data = storage.read_bytes(uri)
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(data))
+        for name in PATCHES.names:
+            if name not in parquet.schema_arrow.names:
+                raise ValueError(f"column '{name}' is missing")
+        return parquet.read(list(columns) if columns else PATCHES.names)
+    except (ValueError, OSError) as error:  # OSError is what pyarrow raises for a damaged footer
+        fault = " ".join(str(error).split())
+        raise ValueError(f"{uri} is no patch shard ({fault}); cut the patches with jobs.prepare") from error
 
 
 def decode_patch(row: dict[str, Any], working_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -27,13 +27,14 @@ from scipy import ndimage
 from bdnet import photo
 from bdnet.detect import DEFAULT_THRESHOLDS, Focus, Verdict
 from pipeline import storage
-from pipeline.delta import query, quoted
+from pipeline.delta import query, quoted, read_table
 from pipeline.layout import AuditLayout
 from pipeline.schema import AUDIT_TABLE, FINAL_STATUSES, RETRYABLE_STATUSES
 from pipeline.storage_errors import classify, visible
 from pipeline.view import NOT_AUDITED, PHOTOS, View, current_view, first, moment
 
-GALLERY_SIZE = 24
+# Photos of each gallery.
+MOST_BLURRED, MISSED, SHARPEST = 24, 9, 3
 THUMBNAIL_SIZE = 320
 MAX_PROBLEMS = 500
 VERDICTS, FOCUSES = get_args(Verdict), get_args(Focus)
@@ -112,7 +113,7 @@ class ReportSummary:
     by_focus: dict[str, int]
 
 
-def build_report(audit_uri: str, destination: str, gallery_size: int = GALLERY_SIZE) -> ReportSummary:
+def build_report(audit_uri: str, destination: str) -> ReportSummary:
     """Write the report of the audit under ``audit_uri`` as one HTML file at the URI ``destination``.
 
     Raises:
@@ -120,7 +121,7 @@ def build_report(audit_uri: str, destination: str, gallery_size: int = GALLERY_S
         OSError: the audit cannot be read or the report cannot be written.
     """
     view = current_view(AuditLayout(storage.normalize(audit_uri)))
-    found = find(view.tables(), gallery_size)
+    found = find(view.tables())
     summary = ReportSummary(
         report=storage.normalize(destination),
         run_id=view.run.run_id,
@@ -129,12 +130,12 @@ def build_report(audit_uri: str, destination: str, gallery_size: int = GALLERY_S
         by_verdict=_ordered(found.by_verdict, VERDICTS),
         by_focus=_ordered(found.by_focus, FOCUSES),
     )
-    html = render(view, summary, found, galleries(view, found, gallery_size))
+    html = render(view, summary, found, galleries(view, found))
     storage.write_bytes(summary.report, html.encode())
     return summary
 
 
-def find(tables: Iterable[pa.Table], gallery_size: int) -> Found:
+def find(tables: Iterable[pa.Table]) -> Found:
     """Count the photos of ``view.PHOTOS`` tables and keep those that the report shows."""
     found = Found()
     for photos in tables:
@@ -155,21 +156,21 @@ def find(tables: Iterable[pa.Table], gallery_size: int) -> Found:
         sharp = photos.filter(pc.equal(photos["verdict"], "sharp"))
         problems = photos.filter(pc.invert(pc.is_in(photos["status"], pa.array(["ok", NOT_AUDITED]))))
         found.most_blurred = _best(
-            found.most_blurred, blurred, gallery_size, "blurred_fraction", "descending"
+            found.most_blurred, blurred, MOST_BLURRED, "blurred_fraction", "descending"
         )
         # Those that are among the most blurred will be left out: as many more.
-        spare = gallery_size + 3 * gallery_size // 8
+        spare = MOST_BLURRED + MISSED
         found.missed = _best(found.missed, missed, spare, "subject_blurred_fraction", "descending")
-        found.sharpest = _best(found.sharpest, sharp, gallery_size // 8, "blurred_fraction", "ascending")
+        found.sharpest = _best(found.sharpest, sharp, SHARPEST, "blurred_fraction", "ascending")
         found.problems = _best(found.problems, problems, MAX_PROBLEMS, "status", "ascending")
     return found
 
 
-def galleries(view: View, found: Found, size: int) -> list[Gallery]:
+def galleries(view: View, found: Found) -> list[Gallery]:
     """The most blurred photos, the suspected misses that are not among them, and a few sharp ones."""
     most = found.most_blurred
     missed = found.missed.filter(pc.invert(pc.is_in(found.missed["uri"], most["uri"].combine_chunks())))
-    missed = missed.slice(0, 3 * size // 8)
+    missed = missed.slice(0, MISSED)
     titled = [
         ("Most blurred", "The largest blurred share first. Blurred pixels are tinted and outlined.", most),
         ("Suspected missed focus", "Something is sharp here, but not where the subject should be.", missed),
@@ -246,10 +247,11 @@ def _keys(photos: pa.Table) -> list[tuple[str, str, str]]:
 def _cards(view: View, keys: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], Card]:
     uris = sorted({uri for uri, *_ in keys})
     rows: list[dict[str, Any]] = []
+    table = read_table(view.layout.table)
     for start in range(0, len(uris), NAMES_PER_QUERY):
         names = ", ".join(quoted(uri) for uri in uris[start : start + NAMES_PER_QUERY])
         rows += query(
-            view.layout.table,
+            table,
             f"SELECT {', '.join(WIDE)} FROM delta WHERE uri IN ({names})",
             pa.schema([AUDIT_TABLE.field(name) for name in WIDE]),
         ).to_pylist()

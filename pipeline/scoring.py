@@ -7,20 +7,18 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from bdnet import metrics
 from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.photo import decode
 from bdnet.refine import Refinement, refine
-from pipeline import dataset, storage
-from pipeline.steps import load_model
+from pipeline import dataset, models
+from pipeline.patches import read_shard
 
 Threshold = Literal["0.5", "otsu"]
 
 READ_ROWS = 16
-PATCH_COLUMNS = ("photo", "kind", "split", "image", "mask")
 
 # What a detector needs of one item; ``image`` or ``soft_map`` is null, whichever isn't scored.
 ITEM = pa.schema(
@@ -69,24 +67,12 @@ def read_photos(tasks: pa.Table) -> pa.Table:
 def read_patches(tasks: pa.Table) -> Iterator[pa.Table]:
     """Read the rows of one split from PATCHES shards, a few at a time: one ITEM row each."""
     for task in tasks.to_pylist():
-        fs, path = storage.filesystem(task["shard"])
-        with fs.open(path) as file:
-            batches = pq.ParquetFile(file).iter_batches(READ_ROWS, columns=list(PATCH_COLUMNS))
-            for batch in batches:
-                rows = pa.Table.from_batches([batch]).filter(pc.equal(pc.field("split"), task["split"]))
-                where = [f"{task['shard']} patch of {name}" for name in rows["photo"].to_pylist()]
-                no_map = pa.nulls(len(rows), pa.binary())
-                yield pa.Table.from_arrays(
-                    [
-                        rows["photo"],
-                        rows["kind"],
-                        rows["image"],
-                        no_map,
-                        rows["mask"],
-                        pa.array(where, pa.string()),
-                    ],
-                    schema=ITEM,
-                )
+        of_split = read_shard(task["shard"]).filter(pc.equal(pc.field("split"), task["split"]))
+        for batch in of_split.to_batches(READ_ROWS):
+            where = [f"{task['shard']} patch of {name}" for name in batch["photo"].to_pylist()]
+            no_map = pa.nulls(len(batch), pa.binary())
+            columns = [batch["photo"], batch["kind"], batch["image"], no_map, batch["mask"]]
+            yield pa.Table.from_arrays([*columns, pa.array(where, pa.string())], schema=ITEM)
 
 
 class Detector:
@@ -95,7 +81,7 @@ class Detector:
     def __init__(
         self, model: str, digest: str, threads: int, threshold: Threshold, refinement: Refinement
     ) -> None:
-        self.model = load_model(model, digest, threads)
+        self.model = models.load(model, digest, threads)
         self.threshold = threshold
         self.refinement = refinement
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import tarfile
 import time
 import uuid
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +19,16 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from bdnet.detect import Detection, measure
-from bdnet.memory import MemoryBudget, keep_freed_memory
+from bdnet.memory import MemoryBudget
 from bdnet.photo import Limits, Photo, decode, decoder_version
-from pipeline import decoding, storage
+from pipeline import decoding, models, storage
 from pipeline.fetch import fetch
 from pipeline.layout import AuditLayout
 from pipeline.ledger import stage
 from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASUREMENTS, RETRYABLE_STATUSES
-from pipeline.storage_errors import patiently
 
 if TYPE_CHECKING:
-    from bdnet.model import Model
+    pass
 
 FETCH_THREADS = 8
 LIMITS = Limits()
@@ -144,7 +141,8 @@ def _read_and_decode_one(
     if row["size_bytes"] > LIMITS.max_bytes:
         return {**row, "status": "too_large", "error": f"{row['size_bytes']:,} bytes; it was not read"}
     # Some web servers tell no size: then it may be any that is read at all.
-    most = row["size_bytes"] or LIMITS.max_bytes
+    tells_size = storage.is_local(row["uri"]) or row["uri"].startswith("s3://")
+    most = row["size_bytes"] if tells_size else row["size_bytes"] or LIMITS.max_bytes
     with _FETCHED.reserve(most):
         began = time.perf_counter()
         fetched = fetch(row["uri"], row["etag"], most)
@@ -164,31 +162,11 @@ def _read_and_decode_one(
     return decoded
 
 
-def load_model(model: str, digest: str, threads: int) -> "Model":
-    """Load the network that a job began with into a detector's process, with the threads that it plans for.
-
-    Raises:
-        ValueError: there is another one meanwhile.
-    """
-    # Not above: the driver and the workers of the other steps do without torch.
-    import torch
-
-    from bdnet.model import Model, read_network
-
-    # Planned from logical CPUs, which may be more than the cores of this node.
-    torch.set_num_threads(min(threads, os.cpu_count() or 1))
-    keep_freed_memory()
-    net, card = patiently(partial(read_network, model), model)
-    if card.digest != digest:
-        raise ValueError(f"{model} is another model than when the job began; run the same command again")
-    return Model(net, card)
-
-
 class Detector:
     """Holds the network once per process and measures decoded photos."""
 
     def __init__(self, model: str, digest: str, threads: int) -> None:
-        self._model = load_model(model, digest, threads)
+        self._model = models.load(model, digest, threads)
         self._free_since = time.perf_counter()
 
     def __call__(self, photos: pa.Table) -> pa.Table:

@@ -35,6 +35,8 @@ CALL_SECONDS = 120
 # A body may take BODY_SECONDS and its size at this speed besides: 5 MB 130 s, a body of a byte a second 30 s.
 BODY_SECONDS = 30
 SLOWEST_BYTES_PER_SECOND = 50_000
+# Of the largest too: a run without news ends after half an hour (``stream.STALL_ENDS_SECONDS``).
+LONGEST_BODY_SECONDS = 900
 _PIECE_BYTES = 2**20
 # Other file systems than S3 don't tell the size before the bytes, and a listing of folders has many pages.
 LONG_CALL_SECONDS = 600
@@ -230,6 +232,18 @@ def within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any,
     return getattr(fs, method)(*arguments, **options)
 
 
+def info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What ``fs`` says of one file; FileNotFoundError where there is none, and for nothing else."""
+    try:
+        found: dict[str, Any] = within(CALL_SECONDS, fs, "info", path)
+        return found
+    except FileNotFoundError as error:
+        # Of a web server fsspec calls every failure so.
+        if error.__cause__ is None or error_code(error) in ("404", "410"):
+            raise
+        raise error.__cause__ from None
+
+
 def read_bytes(uri: str) -> bytes:
     """Read a whole object, again with backoff where that can help.
 
@@ -289,14 +303,21 @@ def exists(uri: str) -> bool:
     return True
 
 
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """URIs of the files below ``uri`` that end in ``suffix``, sorted; empty where there is no such folder.
 
     For folders that bdnet wrote itself (shards, listings). Archives are listed by page in ``listing``.
     """
     fs, path = filesystem(uri)
+    # By default a local folder that can't be read counts as empty.
+    strict = {"on_error": _raise_unless_gone} if is_local(uri) else {}
     try:
-        found = patiently(lambda: within(LONG_CALL_SECONDS, fs, "find", path), uri)
+        found = patiently(lambda: within(LONG_CALL_SECONDS, fs, "find", path, **strict), uri)
     except FileNotFoundError:
         return []
     names = sorted(name for name in found if name.endswith(suffix))
@@ -379,7 +400,7 @@ def read_version(uri: str, etag: str, most: int | None = None) -> bytes:
     else:
         read = functools.partial(within, LONG_CALL_SECONDS, fs, "cat_file", path)
     data = patiently(read, uri)
-    if info_etag(patiently(lambda: within(CALL_SECONDS, fs, "info", path), uri)) != etag:
+    if info_etag(patiently(lambda: info(fs, path), uri)) != etag:
         raise ChangedError(f"{uri} changed after it was listed")
     _check_size(len(data), most)
     return data
@@ -399,7 +420,11 @@ def _read_local_version(uri: str, etag: str, most: int | None) -> bytes:
         if local_etag(status) != etag:
             raise ChangedError(f"{uri} changed after it was listed")
         _check_size(status.st_size, most)
-        return file.read()
+        data = file.read(status.st_size)
+        # Written to meanwhile, or cut short by a network's file system.
+        if len(data) != status.st_size or local_etag(os.fstat(file.fileno())) != etag:
+            raise ChangedError(f"{uri} changed while it was read")
+        return data
 
 
 def _open_at_once(path: str | bytes, flags: int) -> int:
@@ -415,7 +440,7 @@ async def _read_s3(fs: AbstractFileSystem, path: str, most: int | None = None, *
         # Where a gateway doesn't tell the size, the largest has its time.
         size = response.get("ContentLength", most or 0)
         _check_size(size, most)
-        seconds = BODY_SECONDS + size / SLOWEST_BYTES_PER_SECOND
+        seconds = min(BODY_SECONDS + size / SLOWEST_BYTES_PER_SECOND, LONGEST_BODY_SECONDS)
         try:
             return await asyncio.wait_for(_read_at_most(most, body.read), seconds)
         except TimeoutError as error:

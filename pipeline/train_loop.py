@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray.train
 import ray.train.torch
 import safetensors.torch
@@ -257,16 +259,13 @@ def _validate(
         for buffer in net.buffers():
             torch.distributed.broadcast(buffer, 0)
     model = Model(net, Card(arch=config.arch, digest=""), device)
-    mine = set(config.validation[rank::world])
+    mine = config.validation[rank::world]
     matrix = np.zeros((2, 2), np.int64)
     for uri in config.shards:
-        names = read_shard(uri, ["photo"])["photo"].to_pylist()
-        if mine.isdisjoint(names):
-            continue
-        for row in read_shard(uri).to_pylist():
-            if row["photo"] in mine:
-                image, mask = decode_patch(row, config.recipe.working_size)
-                matrix += score(model.probability(image), mask > 0, "0.5")[0]
+        shard = read_shard(uri)
+        for row in shard.filter(pc.is_in(shard["photo"], pa.array(mine, pa.string()))).to_pylist():
+            image, mask = decode_patch(row, config.recipe.working_size)
+            matrix += score(model.probability(image), mask > 0, "0.5")[0]
     pooled = torch.from_numpy(matrix).to(device)
     if world > 1:
         torch.distributed.all_reduce(pooled)

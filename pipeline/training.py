@@ -28,9 +28,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
-from bdnet import model as models
 from bdnet.augment import random_crop
-from bdnet.card import read_card
 from bdnet.detect import DEFAULT_THRESHOLDS
 from bdnet.encoder import InitReport, load_imagenet, load_state
 from bdnet.int8 import INT8_ARCHITECTURES, can_measure_ranges, measure_ranges
@@ -38,11 +36,10 @@ from bdnet.losses import IGNORED_KIND
 from bdnet.networks import build
 from bdnet.output import BLUR_KINDS
 from bdnet.recipes import Recipe
-from pipeline import storage
+from pipeline import models, storage
 from pipeline.cluster import Shares, check_gpus, quiet_ray_data, signals_kept, trainings_at_once
 from pipeline.patches import decode_patch, manifest_digest, read_shard, shard_uris
 from pipeline.progress import duration
-from pipeline.storage_errors import patiently
 from pipeline.train_loop import LoopConfig, read_checkpoint, train_loop
 
 CROPS_AHEAD_BYTES = 1 << 30
@@ -214,8 +211,8 @@ def initial_network(arch: str, init: str, seed: int = 0) -> Start:
         return Start(net, (), "from scratch")
     if init == "imagenet":
         return _encoder_filled(net, load_imagenet(net.get_submodule("encoder")))
-    if not init.endswith(".safetensors"):
-        trained, card = patiently(partial(models.read_network, init), init)
+    if _is_model(init):
+        trained, card = models.read_network(init)
         # A decoder may be a part of the trained one; an encoder with blocks left out makes no sense.
         needed = net.state_dict().keys() | _encoder_names(trained)
         try:
@@ -248,6 +245,11 @@ def _encoder_filled(net: nn.Module, report: InitReport) -> Start:
     return Start(net, tuple(f"encoder.{name}" for name in report.loaded), str(report))
 
 
+def _is_model(init: str) -> bool:
+    """Whether a start is a whole trained model, a shipped one's name or a folder of one."""
+    return init not in ("none", "imagenet") and not init.endswith(".safetensors")
+
+
 def check_unseen(init: str, the_plan: Plan) -> str | None:
     """Refuse to begin with a model that was trained on photos that validate now.
 
@@ -257,9 +259,9 @@ def check_unseen(init: str, the_plan: Plan) -> str | None:
     Raises:
         ValueError: it was.
     """
-    if not the_plan.validation or init in ("none", "imagenet") or init.endswith(".safetensors"):
+    if not the_plan.validation or not _is_model(init):
         return None
-    data = patiently(partial(read_card, init), init).data
+    data = models.read_card(init).data
     if data.get("photos_digest") != the_plan.photos_digest:
         return f"scores mean nothing if {init} was trained on the photos that validate now"
     if not set(the_plan.validation) <= set(data["validation_photos"]):
@@ -327,7 +329,7 @@ def train(settings: TrainingSettings, shares: Shares) -> dict[str, Any]:
     elif settings.arch in INT8_ARCHITECTURES:
         print("this torch has no oneDNN: the model will not run in int8 anywhere", file=sys.stderr)
     folder = f"{settings.out}/model"
-    card = patiently(lambda: models.save(net, folder, card_fields), folder)
+    card = models.save(net, folder, card_fields)
     return {
         "model": folder,
         "digest": card.digest,
@@ -366,7 +368,7 @@ def train_folds(settings: TrainingSettings, shares: Shares) -> list[dict[str, An
         )
         for fold in folds
     ]
-    for one in each:
+    for one in each if _is_model(settings.init) else []:
         check_unseen(one.init, plan(one.patches, one.recipe, one.validation_folds, one.fold))
     at_once = min(len(each), trainings_at_once(settings.workers))
     if at_once == 1:

@@ -153,8 +153,8 @@ def previous_listing(layout: AuditLayout, source: str) -> list[str]:
     return _shards(layout, max(runs, key=_began)) if runs else []
 
 
-def lost(before: Sequence[str], now: Sequence[str]) -> int:
-    """How many URIs of the listing shards ``before`` are in none of the shards ``now``.
+def lost(before: Sequence[str], now: Sequence[str]) -> tuple[int, int]:
+    """How many URIs of the listing shards ``before`` are in none of the shards ``now``, of how many.
 
     Memory holds two shards at a time. Listings in key order are compared in one pass; of a manifest in random
     order each shard is compared with every other.
@@ -163,11 +163,12 @@ def lost(before: Sequence[str], now: Sequence[str]) -> int:
         OSError: a shard can't be read.
     """
     is_in_now = _membership(now)
-    gone = 0
+    gone = had = 0
     for shard in before:
         uris = pc.unique(read_listing(shard, ["uri"])["uri"])
         gone += len(uris) - (pc.sum(is_in_now(uris)).as_py() or 0)
-    return gone
+        had += len(uris)
+    return gone, had
 
 
 def first(photos: pa.Table, count: int, column: str, order: str) -> pa.Table:

@@ -311,6 +311,10 @@ def test_a_table_that_lost_a_file_is_one_clear_line(
         pytest.param("photos", "photos", "lie in each other", id="out is source"),
         pytest.param("photos", "photos#audit", "holds '#'", id="a table that would lie in the source"),
         *(pytest.param("photos", name, "would lie elsewhere") for name in ("a?b", "a%20b", "a\\b", "a\nb")),
+        *(
+            pytest.param("photos", f"memory://{name}", "would lie elsewhere")
+            for name in ("a/../b", "a/./b", "a//b", "a/..")
+        ),
         pytest.param("nowhere", "out", "nowhere", id="missing source"),
         pytest.param("void", "out", "nothing is at", id="empty source"),
     ],
@@ -321,7 +325,8 @@ def test_what_cannot_work_is_refused_in_one_line(
     (tmp_path / "photos" / "2024").mkdir(parents=True)
     (tmp_path / "photos" / "2024" / "a.jpg").write_bytes(b"")
     (tmp_path / "void").mkdir()
-    assert main([str(tmp_path / source), "--out", str(tmp_path / out), "--model", str(model)]) == 1
+    out = out if "://" in out else str(tmp_path / out)
+    assert main([str(tmp_path / source), "--out", out, "--model", str(model)]) == 1
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

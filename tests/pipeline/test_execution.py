@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +14,14 @@ from pipeline import execution
 from pipeline.cluster import Node, shares
 from pipeline.execution import (
     BLOCK_BYTES,
+    BLOCK_FILE_BYTES,
     LARGEST_BLOCK,
     PHOTOS_PER_WINDOW,
     SMALLEST_BLOCK,
     Outcome,
     Plan,
     _check_denied,
+    _first_that_fit,
     _windows,
     work_off,
 )
@@ -51,6 +54,28 @@ def test_a_block_of_large_photos_holds_fewer_of_them(tmp_path: Path) -> None:
     (window,) = _windows(write_to_do(tmp_path, [2_000]), detectors=2, working_size=4096)
     assert {len(block) for block in window} == {BLOCK_BYTES // (3 * 4096**2)}
     assert sum(map(len, window)) == 2_000
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fit"),
+    [
+        ([1] * 64, 64),
+        ([BLOCK_FILE_BYTES // 4] * 8, 4),
+        ([BLOCK_FILE_BYTES // 4 + 1] * 8, 3),
+        ([BLOCK_FILE_BYTES + 1, 1], 1),
+        ([1, 2**63 - 1, 2**63 - 1], 1),  # a manifest may say so
+    ],
+)
+def test_a_block_reads_so_many_bytes(sizes: list[int], fit: int) -> None:
+    assert _first_that_fit(np.array(sizes)) == fit
+
+
+def test_photos_as_large_as_a_block_have_one_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "BLOCK_FILE_BYTES", 1)
+    (window,) = _windows(write_to_do(tmp_path, [20]), detectors=2, working_size=640)
+    assert [len(block) for block in window] == [1] * 20
 
 
 @pytest.mark.parametrize(("gpus", "working_size", "batch"), [(0, 640, None), (1, 640, 64), (1, 4096, 2)])

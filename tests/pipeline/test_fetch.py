@@ -43,6 +43,14 @@ def test_a_photo_version_is_its_bytes(photo):
     assert fetch(*photo, MOST) == Fetched(b"photo")
 
 
+def test_memory_that_runs_out_while_a_photo_is_read_is_its_own_affair(photo, monkeypatch):
+    def read_version(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(storage, "read_version", read_version)
+    assert fetch(*photo, MOST).status == "timeout"
+
+
 def test_a_changed_photo_whose_name_is_no_utf8_has_a_reason_that_a_table_takes(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
     with open(path, "wb") as file:

@@ -1,5 +1,6 @@
 """Listings of folders, of other file systems, of manifests, and of a real S3 bucket."""
 
+import errno
 import os
 import resource
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import FTPServer
 
 from pipeline import listing, storage, storage_errors
+from pipeline.fetch import fetch
 from pipeline.listing import read_listing, write_listing
 from pipeline.schema import LISTING
 
@@ -129,11 +132,37 @@ def test_links_to_photos_are_photos_but_no_link_traps_or_stops_the_walk(photos, 
     (photos / "dangling.jpg").symlink_to(photos / "gone.jpg")
     (photos / "dangling in a file.jpg").symlink_to(photos / "real.jpg" / "x.jpg")
     (photos / "itself.jpg").symlink_to(photos / "itself.jpg")
+    (photos / "nowhere.jpg").symlink_to("x" * 300)
     (photos / "sub" / "up").symlink_to(photos)
     os.mkfifo(photos / "pipe.jpg")  # to open it would wait for ever
     found, rows = listed(photos, tmp_path)
     assert [row["uri"].removeprefix(f"{photos}/") for row in rows] == ["link.jpg", "real.jpg", "sub/b.jpg"]
     assert found.skipped_by_suffix == {"(linked folder)": 1}
+
+
+def test_a_link_to_what_may_not_be_seen_is_a_photo_that_is_denied_until_it_may(photos, tmp_path, monkeypatch):
+    put(photos, "closed/real.jpg", "b.jpg")
+    (photos / "a.jpg").symlink_to(photos / "closed" / "real.jpg")
+    (photos / "folder").symlink_to(photos / "closed" / "folder")
+    see = os.stat
+
+    def stat(path, **options):
+        if os.path.islink(path):  # root may see everything
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return see(path, **options)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(listing.os, "stat", stat)
+        found, rows = listed(photos, tmp_path / "closed")
+    assert [row["uri"] for row in rows] == [
+        f"{photos}/a.jpg",
+        f"{photos}/b.jpg",
+        f"{photos}/closed/real.jpg",
+    ]
+    assert found.skipped_by_suffix == {"(linked folder)": 1}
+    _, [seen, *_] = listed(photos, tmp_path / "open")
+    assert seen["uri"] == rows[0]["uri"]
+    assert seen["etag"] != rows[0]["etag"]
 
 
 def test_a_folder_that_goes_while_the_archive_is_listed_is_no_error(photos, tmp_path, monkeypatch):
@@ -308,9 +337,16 @@ def test_a_file_systems_own_kind_of_error_names_the_source(tmp_path, monkeypatch
 
 class Web(SimpleHTTPRequestHandler):
     tells_time = True
+    refused = HTTPStatus.OK  # what is said to who asks for b.jpg
 
     def log_message(self, *arguments):
         pass
+
+    def send_head(self):
+        if self.refused == HTTPStatus.OK or not self.path.endswith("/b.jpg"):
+            return super().send_head()
+        self.send_error(self.refused)
+        return None
 
     def send_header(self, keyword, value):
         if self.tells_time or keyword != "Last-Modified":
@@ -334,6 +370,37 @@ def test_a_web_server_is_a_source_and_its_time_of_change_tells_versions(photos, 
     assert len({row["etag"] for row in listed(web, tmp_path)[1]}) == 2
 
 
+def test_a_photo_that_a_web_server_keeps_back_for_now_ends_the_listing_and_is_not_called_gone(
+    photos, web, tmp_path, monkeypatch
+):
+    put(photos, "a.jpg", "b.jpg")
+    monkeypatch.setattr(storage_errors, "BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(Web, "refused", HTTPStatus.SERVICE_UNAVAILABLE)
+    with pytest.raises(OSError, match=r"b\.jpg: .*503"):
+        listed(web, tmp_path)
+
+
+def test_a_photo_that_a_web_server_denies_is_listed_and_denied_when_it_is_read(
+    photos, web, tmp_path, monkeypatch
+):
+    put(photos, "a.jpg", "b.jpg")
+    monkeypatch.setattr(Web, "refused", HTTPStatus.FORBIDDEN)
+    _, rows = listed(web, tmp_path / "denied")
+    assert [row["uri"].removeprefix(web) for row in rows] == ["a.jpg", "b.jpg"]
+    assert fetch(rows[1]["uri"], rows[1]["etag"], 10).status == "denied"
+    monkeypatch.setattr(Web, "refused", HTTPStatus.OK)
+    assert listed(web, tmp_path / "open")[1][1]["etag"] != rows[1]["etag"]
+
+
+def test_a_page_writes_names_as_html(photos, web, tmp_path):
+    put(photos, "R&D 'one'.jpg", "a.jpg")
+    _, rows = listed(web, tmp_path)
+    assert [row["uri"].removeprefix(web) for row in rows] == ["R%26D%20%27one%27.jpg", "a.jpg"]
+    (photos / "index.html").write_text('<a href="R&amp;D%20&#x27;one&#x27;.jpg">R&amp;D</a>')
+    _, [row] = listed(web, tmp_path / "as Apache")
+    assert storage.read_version(row["uri"], row["etag"]) == b"x"
+
+
 def test_links_of_a_page_that_lead_away_from_its_folder_are_not_followed(photos, web, tmp_path):
     put(photos, "in/a.jpg", "in/sub/b.jpg", "in/notes.txt", "out.jpg")
     links = ("./", "../", "../../", "?C=N;O=D", "#top", "/out.jpg", "a.jpg", "sub/", "notes.txt", "dead.jpg")
@@ -349,6 +416,12 @@ def ftp(photos):
 
     class Handler(FTPHandler):
         authorizer = DummyAuthorizer()
+
+        def ftp_MLSD(self, path):
+            self.respond("550 no.") if path.endswith("closed") else super().ftp_MLSD(path)
+
+        def ftp_LIST(self, path):
+            self.respond("550 no.") if path.endswith("closed") else super().ftp_LIST(path)
 
     Handler.authorizer.add_anonymous(str(photos))
     server = FTPServer(("127.0.0.1", 0), Handler)
@@ -371,6 +444,14 @@ def test_a_server_named_in_the_uri_is_a_source_and_its_photos_keep_its_name(phot
     put(photos, "2024/a.jpg", data=b"another")
     with pytest.raises(storage_errors.ChangedError):
         storage.read_version(rows[0]["uri"], rows[0]["etag"])
+
+
+def test_a_folder_that_an_ftp_server_does_not_list_is_not_called_empty(photos, ftp, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage_errors, "BACKOFF_SECONDS", 0)
+    put(photos, "some/a.jpg", "some/closed/b.jpg")
+    (photos / "some" / "empty").mkdir()
+    with pytest.raises(OSError, match="some/closed: 550 no"):
+        listed(f"{ftp}/some", tmp_path)
 
 
 def test_a_server_that_is_not_there_is_an_error_of_storage(tmp_path, monkeypatch):
@@ -482,6 +563,18 @@ def test_a_manifests_uris_and_etags_become_those_of_a_listing(tmp_path):
 def test_a_time_that_no_calendar_has_is_none():
     assert listing._moment(0.5) == datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC)
     assert listing._moment(1e15) is listing._moment(-1e15) is listing._moment(1e300) is None
+
+
+def test_a_manifests_times_that_no_calendar_has_are_none(tmp_path):
+    times = {"ns": 1_700_000_000_123_456_789, "s": 10**12}
+    for unit, time in times.items():
+        rows = {"uri": ["/archive/a.jpg"], "etag": ["1"], "size_bytes": [1]}
+        table = pa.table(rows | {"modified_at": pa.array([time], pa.timestamp(unit, "UTC"))})
+        pq.write_table(table, tmp_path / f"{unit}.parquet", version="2.6", store_schema=True)
+    _, [exact] = listed(tmp_path / "ns.parquet", tmp_path / "a")
+    assert exact["modified_at"] == datetime(2023, 11, 14, 22, 13, 20, 123_456, UTC)
+    _, [absurd] = listed(tmp_path / "s.parquet", tmp_path / "b")
+    assert absurd["modified_at"] is None
 
 
 def test_only_so_many_suffixes_are_counted_by_name(tmp_path):

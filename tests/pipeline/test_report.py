@@ -15,6 +15,7 @@ from deltalake import write_deltalake
 from PIL import Image
 
 from jobs.report import main
+from pipeline import report
 from pipeline.layout import AuditLayout
 from pipeline.report import MAX_PROBLEMS, overlay
 from pipeline.report import build_report as build
@@ -106,12 +107,12 @@ class Audit:
         }
         Path(run.settings).write_text(json.dumps(settings))
 
-    def report(self, **options):
+    def report(self):
         """Commit the rows, write the report, and return its summary and its text."""
         if self.rows:
             write_deltalake(self.layout.table, pa.Table.from_pylist(self.rows, AUDIT_TABLE))
         destination = self.out / "report.html"
-        summary = build(str(self.out), str(destination), **options)
+        summary = build(str(self.out), str(destination))
         return summary, destination.read_text()
 
 
@@ -292,16 +293,20 @@ def test_a_damaged_mask_costs_its_overlay_alone(audit):
     assert len(re.findall("data:image", text)) == 3
 
 
-def test_the_gallery_is_bounded_and_starts_with_the_most_blurred(audit):
+def test_the_gallery_is_bounded_and_starts_with_the_most_blurred(audit, monkeypatch):
+    monkeypatch.setattr(report, "MOST_BLURRED", 2)
+    monkeypatch.setattr(report, "SHARPEST", 0)
     photos = [audit.listed(f"{n}.jpg", jpeg()) for n in range(5)]
     for n, photo in enumerate(photos):
         audit.row(photo, share=0.2 + n / 10)
     audit.run("r1", photos)
-    _, text = audit.report(gallery_size=2)
+    _, text = audit.report()
     assert re.findall(r'class="name">(\w+\.jpg)', text) == ["4.jpg", "3.jpg"]
 
 
-def test_what_is_shown_does_not_depend_on_how_the_listing_is_cut(audit):
+def test_what_is_shown_does_not_depend_on_how_the_listing_is_cut(audit, monkeypatch):
+    for gallery, size in (("MOST_BLURRED", 8), ("MISSED", 3), ("SHARPEST", 1)):
+        monkeypatch.setattr(report, gallery, size)
     photos = [audit.listed(f"{n:02}.jpg") for n in range(30)]
     for n, photo in enumerate(photos):
         # Many are equal: then the name decides.
@@ -311,13 +316,12 @@ def test_what_is_shown_does_not_depend_on_how_the_listing_is_cut(audit):
         elif n:
             audit.row(photo, status=["empty", "truncated"][n % 2])
     audit.run("r1", photos)
-    options = {"gallery_size": 8}
-    summary, whole = audit.report(**options)
-    assert len(re.findall(r'class="name">', whole)) == 12  # 8, 3 and 1
+    summary, whole = audit.report()
+    assert len(re.findall(r'class="name">', whole)) == 8 + 3 + 1
     shutil.rmtree(audit.layout.run("r1").root)
     audit.rows = []
     audit.run("r1", photos[::-1], rows_per_shard=4)
-    again, text = audit.report(**options)
+    again, text = audit.report()
     assert again == summary
     written = re.compile(r"report written [^.]*")
     assert written.sub("", text) == written.sub("", whole)

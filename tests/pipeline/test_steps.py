@@ -366,3 +366,20 @@ def test_files_in_memory_are_bounded_however_many_threads_fetch(tmp_path, monkey
     [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
     assert decoded["uri"].to_pylist() == [row["uri"] for row in rows]
     assert most == 800
+
+
+def test_empty_photos_do_not_wait_for_each_other_and_one_of_unknown_size_waits_for_room(monkeypatch):
+    asked = []
+
+    class Budget(MemoryBudget):
+        def reserve(self, size):
+            asked.append(size)
+            return super().reserve(size)
+
+    monkeypatch.setattr(steps, "_FETCHED", Budget(steps.LIMITS.max_bytes))
+    monkeypatch.setattr(steps, "fetch", lambda uri, etag, most: Fetched(None, "missing", f"of {most} bytes"))
+    uris = ["/archive/a.jpg", "s3://photos/a.jpg", "https://photos/a.jpg"]
+    rows = [{"uri": uri, "etag": "1", "size_bytes": 0} for uri in uris]
+    [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
+    assert sorted(asked) == [0, 0, steps.LIMITS.max_bytes]
+    assert decoded["error"].to_pylist() == ["of 0 bytes", "of 0 bytes", f"of {steps.LIMITS.max_bytes} bytes"]

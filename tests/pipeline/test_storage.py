@@ -13,7 +13,7 @@ from s3fs import S3FileSystem
 
 from pipeline import storage, storage_errors
 from pipeline.listing import local_uri
-from pipeline.storage_errors import classify, redacted
+from pipeline.storage_errors import ChangedError, classify, redacted
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,15 @@ def test_files_are_listed_sorted_and_by_suffix(root):
     assert storage.list_files(storage.join(root, "none")) == []
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE])
+def test_a_local_folder_that_cannot_be_read_is_not_called_empty(tmp_path, monkeypatch, code):
+    storage.write_bytes(str(tmp_path / "runs" / "a.parquet"), b"x")
+    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(OSError(code, "no", str(path))))
+    monkeypatch.setattr(storage_errors.time, "sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="no"):
+        storage.list_files(str(tmp_path / "runs"))
+
+
 def test_a_missing_object_is_a_file_not_found(root):
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(root, "none"))
@@ -242,6 +251,22 @@ def test_a_local_version_is_read_and_refused_once_changed(tmp_path):
     os.utime(photo, ns=(0, photo.stat().st_mtime_ns + 1))  # of the same size, saved a moment later
     with pytest.raises(storage.ChangedError, match=r"100% a\.jpg"):
         storage.read_version(str(photo), etag)
+
+
+def test_a_local_file_that_is_written_while_it_is_read_is_changed(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"as it was listed")
+    etag = storage.local_etag(path.stat())
+    look = os.fstat
+
+    def look_and_write(number):
+        status = look(number)
+        path.write_bytes(b"as it is now, with more bytes")
+        return status
+
+    monkeypatch.setattr(storage.os, "fstat", look_and_write)
+    with pytest.raises(ChangedError, match="changed while it was read"):
+        storage.read_version(str(path), etag)
 
 
 def test_a_version_elsewhere_is_read_and_refused_once_changed(tmp_path):
