@@ -162,10 +162,10 @@ _LARGEST_SIDE = 2**31 - 1
 class Photo:
     """A decoded photo, or why there is none.
 
-    ``status`` is ok, truncated, unreadable, unsupported, too_large or empty; ``error`` one line, None
-    when ok. ``pixels`` is uint8 (H, W, 3) RGB, upright and contiguous, None unless ok. ``width`` and
-    ``height`` are the whole photo's, upright; they, ``format`` (lower case) and ``capture`` hold what
-    was read before a failure.
+    ``status`` is ok, truncated, unreadable, unsupported, too_large or empty, or timeout where the process
+    that decoded was killed (``pipeline.decoding``); ``error`` one line, None when ok. ``pixels`` is uint8
+    (H, W, 3) RGB, upright and contiguous, None unless ok. ``width`` and ``height`` are the whole photo's,
+    upright; they, ``format`` (lower case) and ``capture`` hold what was read before a failure.
     """
 
     status: str

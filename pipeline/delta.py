@@ -1,7 +1,10 @@
 """Delta tables: open, read with SQL. Writing is the ledger's."""
 
+import os
+import re
 from collections.abc import Iterator
 
+import botocore.session
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder, Schema
 from deltalake.exceptions import TableNotFoundError
@@ -11,6 +14,7 @@ from pipeline import storage
 SKIPPED_BY = ("uri", "audit_digest")
 # The engine answers in batches as small as the table's files; so many rows are handed over together.
 ROWS_AT_ONCE = 50_000
+_AWS_ENDPOINT = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 
 
 def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
@@ -20,7 +24,7 @@ def open_table(uri: str, schema: pa.Schema) -> DeltaTable:
         ValueError: its columns are others. Files that are added to a log aren't checked against them: what
             the table has no column for would be lost in silence.
     """
-    options = storage.delta_options(uri)
+    options = storage_options(uri)
     try:
         table = DeltaTable(uri, storage_options=options)
     except TableNotFoundError:
@@ -53,7 +57,7 @@ def read_table(uri: str, version: int | None = None) -> DeltaTable | None:
         OSError: it can't be read.
     """
     try:
-        return DeltaTable(uri, version, storage.delta_options(uri))
+        return DeltaTable(uri, version, storage_options(uri))
     except TableNotFoundError:
         return None
     except Exception as error:  # The engine raises bare Exception for a file that it can't read.
@@ -92,6 +96,38 @@ def query(table: DeltaTable | None, sql: str, schema: pa.Schema) -> pa.Table:
     """
     # The engine answers with string views, which joins don't take.
     return pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in scan(table, sql))])
+
+
+def storage_options(uri: str) -> dict[str, str]:
+    """Storage options for ``deltalake``, which reads other names than s3fs does for the same facts."""
+    if not uri.startswith("s3://"):
+        return {}
+    options = {
+        "AWS_REGION": os.environ.get("AWS_REGION") or _profile_region() or "us-east-1",
+        # Of one request, body and all; the last of the tries begins within retry_timeout, so one call ends
+        # after 120 s at the most.
+        "connect_timeout": f"{storage.CONNECT_SECONDS}s",
+        "timeout": "60s",
+        "retry_timeout": "60s",
+        "max_retries": "6",
+    }
+    environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint := environment or _profile_endpoint():
+        options["AWS_ENDPOINT_URL"] = endpoint
+        if endpoint.startswith("http://"):
+            options["AWS_ALLOW_HTTP"] = "true"
+    return options
+
+
+def _profile_region() -> str | None:
+    """The region that s3fs takes: of AWS_DEFAULT_REGION, else of the user's profile."""
+    return botocore.session.get_session().get_config_variable("region")
+
+
+def _profile_endpoint() -> str | None:
+    """The server that s3fs takes of the user's profile; None for AWS itself."""
+    endpoint: str = botocore.session.get_session().create_client("s3").meta.endpoint_url
+    return None if _AWS_ENDPOINT.fullmatch(endpoint) else endpoint
 
 
 def quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 
 from pipeline import storage
 from pipeline.delta import query, read_table
-from pipeline.layout import AuditLayout, began
+from pipeline.layout import AuditLayout, began, run_of_part
 from pipeline.view import current_runs
 
 RETENTION = timedelta(days=7)
@@ -63,7 +63,7 @@ def _clean_log(table: DeltaTable) -> None:
 def _remove_orphaned_mask_shards(layout: AuditLayout, now: datetime) -> int:
     """Remove tar shards that no row names."""
     old = {PurePosixPath(uri).name: uri for uri in storage.list_files(layout.masks, ".tar")}
-    old = {name: uri for name, uri in old.items() if _age(name.removeprefix("part-"), now) > RETENTION}
+    old = {name: uri for name, uri in old.items() if _age(run_of_part(name), now) > RETENTION}
     if not old:
         return 0
     sql = "SELECT DISTINCT split_part(mask_shard, '/', 1) AS shard FROM delta WHERE mask_shard IS NOT NULL"

@@ -1,4 +1,4 @@
-"""Where everything lies under ``--out``; the only place that builds these paths.
+"""Where everything of an audit lies under ``--out``; the only place that builds these paths.
 
 OUT/table/  OUT/failures/  OUT/masks/  OUT/lock.json
 OUT/runs/RUN_ID/{settings.json,listing/,to_do/,result.json,log.txt,report.html}
@@ -22,6 +22,16 @@ def began(run_id: str) -> datetime | None:
         return datetime.strptime(run_id.partition("-")[0], _BEGAN).replace(tzinfo=UTC)
     except ValueError:
         return None
+
+
+def new_part(run_id: str, suffix: str) -> str:
+    """A name of its own for a file of rows or masks that a run writes."""
+    return f"part-{run_id}-{uuid.uuid4().hex}{suffix}"
+
+
+def run_of_part(name: str) -> str:
+    """What begins with the id of the run that wrote a file, for ``began``; anything for another file."""
+    return name.removeprefix("part-")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import time
-import uuid
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline import storage
 from pipeline.delta import SKIPPED_BY, open_table, quoted, read_table, scan
+from pipeline.layout import new_part
 from pipeline.listing import read_listing
 
 APP_ID = "bdnet-audit"
@@ -75,7 +75,7 @@ def stage(rows: pa.Table, table_uri: str, run_id: str) -> Staged:
     """Write rows as one Parquet file beside the table."""
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
-    name = f"part-{run_id}-{uuid.uuid4().hex}.parquet"
+    name = new_part(run_id, ".parquet")
     storage.write_bytes(storage.join(table_uri, name), buffer.getvalue())
     spans = {name: pc.min_max(rows[name]).as_py() for name in SKIPPED_BY if name in rows.schema.names}
     stats = {

@@ -1,4 +1,4 @@
-"""The columns of everything bdnet stores, in one place.
+"""The columns of audits and of patch datasets, in one place.
 
 The audit table has exactly one row per (uri, etag, audit_digest). Measurements are null unless
 status is ``ok``: a broken photo is never scored as blurry.
@@ -72,7 +72,8 @@ PROVENANCE = pa.schema(
     ]
 )
 
-AUDIT_TABLE = pa.schema(
+# What is known of a photo version once it was read, whether it could be decoded or not.
+DECODED = pa.schema(
     [
         *LISTING,
         pa.field("format", pa.string()),
@@ -81,10 +82,10 @@ AUDIT_TABLE = pa.schema(
         *CAPTURE,
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
-        *MEASUREMENTS,
-        *PROVENANCE,
     ]
 )
+
+AUDIT_TABLE = pa.schema([*DECODED, *MEASUREMENTS, *PROVENANCE])
 
 # Retryable failures, append-only, by run; these photos are tried again by the next run.
 FAILURES_TABLE = pa.schema(

@@ -37,10 +37,7 @@ SCORED = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
-        pa.field("tn", pa.int64()),
-        pa.field("fp", pa.int64()),
-        pa.field("fn", pa.int64()),
-        pa.field("tp", pa.int64()),
+        *(pa.field(cell, pa.int64()) for cell in metrics.CELLS),
         pa.field("mae", pa.float64()),
         pa.field("error", pa.string()),
     ]

@@ -4,7 +4,6 @@ import io
 import json
 import tarfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,9 @@ from bdnet.memory import MemoryBudget
 from bdnet.photo import Limits, Photo, decode, decoder_version
 from pipeline import decoding, models, storage
 from pipeline.fetch import fetch
-from pipeline.layout import AuditLayout
+from pipeline.layout import AuditLayout, new_part
 from pipeline.ledger import stage
-from pipeline.schema import AUDIT_TABLE, CAPTURE, FAILURES_TABLE, LISTING, MEASUREMENTS, RETRYABLE_STATUSES
+from pipeline.schema import AUDIT_TABLE, DECODED, FAILURES_TABLE, MEASUREMENTS, RETRYABLE_STATUSES
 
 if TYPE_CHECKING:
     pass
@@ -41,19 +40,13 @@ ATTEMPTS = 4
 
 _BEFORE_DETECTION = pa.schema(
     [
-        *LISTING,
-        pa.field("format", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        *CAPTURE,
-        pa.field("status", pa.string()),
-        pa.field("error", pa.string()),
+        *DECODED,
         # Seconds: of a thread that waits for storage, and of a core.
         pa.field("fetch_s", pa.float32()),
         pa.field("decode_s", pa.float32()),
     ]
 )
-_DECODED = pa.schema(
+_WITH_PIXELS = pa.schema(
     [
         *_BEFORE_DETECTION,
         # Upright RGB rows at working size, and where the camera saw its subject.
@@ -85,7 +78,7 @@ class Provenance:
     run_id: str
 
 
-def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> Iterator[pa.Table]:
+def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> pa.Table:
     """Fetch and decode photo versions (``schema.LISTING``); each becomes one row, whatever it holds.
 
     Bytes are decoded in the thread that fetched them. However large photos are, this process holds at most
@@ -120,7 +113,7 @@ def read_and_decode(photos: pa.Table, working_size: int, decoder: str) -> Iterat
 
         with ThreadPoolExecutor(FETCH_THREADS) as pool:
             decoded = list(pool.map(lambda row: _read_and_decode_one(row, working_size, watched), rows))
-    yield pa.Table.from_pylist(decoded, schema=_DECODED)
+    return pa.Table.from_pylist(decoded, schema=_WITH_PIXELS)
 
 
 def _read_and_decode_carefully(
@@ -264,7 +257,7 @@ def _write_mask_shard(rows: list[dict[str, Any]], layout: AuditLayout, run_id: s
     masked = [row for row in rows if row["mask"] is not None]
     if not masked:
         return
-    name = f"part-{run_id}-{uuid.uuid4().hex}.tar"
+    name = new_part(run_id, ".tar")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for index, row in enumerate(masked):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-import botocore.session
 import fsspec
 import fsspec.asyn
 from fsspec import AbstractFileSystem
@@ -63,7 +62,6 @@ _ALIASES = {"s3a": "s3", "gcs": "gs"}
 _PASSWORD = re.compile(r"://(?!arn:)[^/@\[]*:(?!\d{1,5}(?:/|$))")
 # What stands before a web server's name is a token.
 _WEB_USER = re.compile(r"\bhttps?://[^/]*@", re.IGNORECASE)
-_AWS_ENDPOINT = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 _ACCESS_POINT = re.compile(r"arn:[^/]*[:/]accesspoint/[^/]+")
 _S3_USER = re.compile(r"\b(?:s3a?|gc?s)://[^/]*@")
 _CREDENTIALS = (_PASSWORD, _WEB_USER, _S3_USER)
@@ -322,38 +320,6 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
         return []
     names = sorted(name for name in found if name.endswith(suffix))
     return names if is_local(uri) else [*map(uri_maker(uri), names)]
-
-
-def delta_options(uri: str) -> dict[str, str]:
-    """Storage options for ``deltalake``, which reads other names than s3fs does for the same facts."""
-    if not uri.startswith("s3://"):
-        return {}
-    options = {
-        "AWS_REGION": os.environ.get("AWS_REGION") or _profile_region() or "us-east-1",
-        # Of one request, body and all; the last of the tries begins within retry_timeout, so one call ends
-        # after 120 s at the most.
-        "connect_timeout": f"{CONNECT_SECONDS}s",
-        "timeout": "60s",
-        "retry_timeout": "60s",
-        "max_retries": "6",
-    }
-    environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint := environment or _profile_endpoint():
-        options["AWS_ENDPOINT_URL"] = endpoint
-        if endpoint.startswith("http://"):
-            options["AWS_ALLOW_HTTP"] = "true"
-    return options
-
-
-def _profile_region() -> str | None:
-    """The region that s3fs takes: of AWS_DEFAULT_REGION, else of the user's profile."""
-    return botocore.session.get_session().get_config_variable("region")
-
-
-def _profile_endpoint() -> str | None:
-    """The server that s3fs takes of the user's profile; None for AWS itself."""
-    endpoint: str = botocore.session.get_session().create_client("s3").meta.endpoint_url
-    return None if _AWS_ENDPOINT.fullmatch(endpoint) else endpoint
 
 
 def local_etag(status: os.stat_result) -> str:

@@ -23,7 +23,7 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from jobs.audit import main
-from pipeline import storage
+from pipeline.delta import storage_options
 from pipeline.layout import AuditLayout
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ def copy_code(folder: Path) -> Path:
 
 def rows(table: str) -> list[dict[str, Any]]:
     """All rows of a Delta table; none where there is no table."""
-    options = storage.delta_options(table)
+    options = storage_options(table)
     if not DeltaTable.is_deltatable(table, storage_options=options):
         return []
     found = (

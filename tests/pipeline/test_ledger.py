@@ -13,7 +13,7 @@ from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import CommitFailedError
 
 from pipeline import ledger, storage
-from pipeline.delta import open_table
+from pipeline.delta import open_table, storage_options
 from pipeline.ledger import APP_ID, Committer, stage, subtract
 from pipeline.listing import read_listing
 from pipeline.schema import AUDIT_TABLE, LISTING
@@ -54,7 +54,7 @@ def commit(table, *photos, digest="a1", run_id="r1"):
 
 
 def delta(table):
-    return DeltaTable(table, storage_options=storage.delta_options(table))
+    return DeltaTable(table, storage_options=storage_options(table))
 
 
 def committed(table):
@@ -284,7 +284,7 @@ def first_row(table, reader):
     """The one row as another program reads it."""
     if reader == "polars":
         # Polars has its own names for timeouts and retries.
-        options = {k: v for k, v in storage.delta_options(table).items() if k.startswith("AWS_")}
+        options = {k: v for k, v in storage_options(table).items() if k.startswith("AWS_")}
         return polars.scan_delta(table, storage_options=options).collect().row(0, named=True)
     if reader == "duckdb":
         files = delta(table).file_uris()

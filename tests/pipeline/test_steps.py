@@ -85,7 +85,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def decoded(archive):
-    [table] = read_and_decode(archive, 64, decoder_version())
+    table = read_and_decode(archive, 64, decoder_version())
     return table
 
 
@@ -101,7 +101,7 @@ def test_pixels_are_let_go_once_they_are_in_the_table(archive, monkeypatch):
 
     steps_decode = steps.decode
     monkeypatch.setattr(steps, "decode", decode)
-    list(read_and_decode(archive, 64, decoder_version()))
+    read_and_decode(archive, 64, decoder_version())
     gc.collect()
     assert len(seen) > 10
     assert [reference for reference in seen if reference() is not None] == []
@@ -136,7 +136,7 @@ def test_pixels_are_those_of_the_photo(archive, decoded):
 
 
 def test_the_working_size_bounds_the_long_side_and_enlarges_nothing(archive):
-    [table] = read_and_decode(archive, 48, decoder_version())
+    table = read_and_decode(archive, 48, decoder_version())
     sizes = {
         (row["width"], row["height"]): (row["pixels_width"], row["pixels_height"])
         for row in table.to_pylist()
@@ -287,7 +287,7 @@ def test_a_model_that_was_replaced_in_mid_run_is_refused(model):
 
 def test_an_object_over_the_limit_is_too_large_without_being_read(tmp_path):
     row = {"uri": str(tmp_path / "absent.jpg"), "etag": "1", "size_bytes": 600 * 2**20}
-    (decoded,) = read_and_decode(pa.Table.from_pylist([row], schema=LISTING), 64, decoder_version())
+    decoded = read_and_decode(pa.Table.from_pylist([row], schema=LISTING), 64, decoder_version())
     assert decoded["status"].to_pylist() == ["too_large"]
 
 
@@ -296,7 +296,7 @@ def test_a_node_with_another_decoder_writes_no_rows(archive, monkeypatch):
     monkeypatch.delitem(photo._OPENERS, "heic", raising=False)
     wrong = f"{drivers} without HEIC, the driver {drivers}: install the same packages on all"
     with pytest.raises(ValueError, match=wrong):
-        list(read_and_decode(archive, 64, drivers))
+        read_and_decode(archive, 64, drivers)
 
 
 def test_a_side_that_fits_no_column_leaves_the_neighbours_their_rows(archive, tmp_path):
@@ -309,7 +309,7 @@ def test_a_side_that_fits_no_column_leaves_the_neighbours_their_rows(archive, tm
     etag = storage.local_etag(path.stat())
     row = {"uri": str(path), "etag": etag, "size_bytes": path.stat().st_size, "modified_at": None}
     photos = pa.concat_tables([archive, pa.Table.from_pylist([row], schema=LISTING)])
-    [decoded] = read_and_decode(photos, 64, decoder_version())
+    decoded = read_and_decode(photos, 64, decoder_version())
     assert len(decoded) == len(photos)
     last = decoded.slice(len(archive)).to_pylist()[0]
     assert (last["status"], last["width"], last["height"]) == ("too_large", None, None)
@@ -318,7 +318,7 @@ def test_a_side_that_fits_no_column_leaves_the_neighbours_their_rows(archive, tm
 
 def test_a_task_that_runs_again_goes_carefully_and_gives_the_same_rows(archive, decoded, monkeypatch):
     monkeypatch.setattr(decoding, "attempt", lambda: 1)
-    [carefully] = read_and_decode(archive, 64, decoder_version())
+    carefully = read_and_decode(archive, 64, decoder_version())
     untimed = [name for name in decoded.schema.names if name not in TIMED]
     assert carefully.select(untimed).equals(decoded.select(untimed))
 
@@ -326,14 +326,14 @@ def test_a_task_that_runs_again_goes_carefully_and_gives_the_same_rows(archive, 
 def test_photos_for_which_careful_decoding_has_no_time_left_are_for_the_next_run(archive, monkeypatch):
     monkeypatch.setattr(decoding, "attempt", lambda: 1)
     monkeypatch.setattr(steps, "CAREFUL_SECONDS", 0.0)
-    [carefully] = read_and_decode(archive, 64, decoder_version())
+    carefully = read_and_decode(archive, 64, decoder_version())
     assert carefully.select(LISTING.names) == archive
     assert set(carefully["status"].to_pylist()) == {"timeout"}
 
 
 def test_a_block_whose_workers_die_again_and_again_is_left_for_the_next_run(archive, monkeypatch):
     monkeypatch.setattr(decoding, "attempt", lambda: ATTEMPTS)
-    [given_up] = read_and_decode(archive, 64, decoder_version())
+    given_up = read_and_decode(archive, 64, decoder_version())
     assert given_up.select(LISTING.names) == archive
     assert set(given_up["status"].to_pylist()) == {"timeout"}
     assert set(given_up["error"].to_pylist()) == {f"the workers that read it were killed {ATTEMPTS} times"}
@@ -363,7 +363,7 @@ def test_files_in_memory_are_bounded_however_many_threads_fetch(tmp_path, monkey
     monkeypatch.setattr(steps, "fetch", fetch_slowly)
     monkeypatch.setattr(steps, "decode", decode_slowly)
     rows = [{"uri": f"{number}.jpg", "etag": "1", "size_bytes": 400} for number in range(20)]
-    [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
+    decoded = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
     assert decoded["uri"].to_pylist() == [row["uri"] for row in rows]
     assert most == 800
 
@@ -380,6 +380,6 @@ def test_empty_photos_do_not_wait_for_each_other_and_one_of_unknown_size_waits_f
     monkeypatch.setattr(steps, "fetch", lambda uri, etag, most: Fetched(None, "missing", f"of {most} bytes"))
     uris = ["/archive/a.jpg", "s3://photos/a.jpg", "https://photos/a.jpg"]
     rows = [{"uri": uri, "etag": "1", "size_bytes": 0} for uri in uris]
-    [decoded] = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
+    decoded = read_and_decode(pa.Table.from_pylist(rows, schema=LISTING), 64, decoder_version())
     assert sorted(asked) == [0, 0, steps.LIMITS.max_bytes]
     assert decoded["error"].to_pylist() == ["of 0 bytes", "of 0 bytes", f"of {steps.LIMITS.max_bytes} bytes"]
