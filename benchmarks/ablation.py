@@ -19,7 +19,6 @@ import tyro
 
 from bdnet import metrics
 from bdnet.recipes import equal_budget
-from benchmarks.command import measured_on, read_csv, replace_rows
 from benchmarks.experiments import (
     BASELINE,
     START,
@@ -34,6 +33,7 @@ from benchmarks.experiments import (
     score_columns,
     with_rate,
 )
+from benchmarks.tables import measured_on, read_csv, replace_rows
 
 _NET = BASELINE.arch
 

@@ -17,8 +17,10 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from bdnet.card import shipped_models
 from bdnet.photo import decode
-from benchmarks.command import data_folder, run, write_csv
+from benchmarks.command import run
+from benchmarks.data import data_folder
 from benchmarks.out_of_fold import BLURRED_ABOVE
+from benchmarks.tables import write_csv
 from pipeline.delta import read_table, scan
 
 KINDS = {"F": "defocus", "M": "motion"}

@@ -27,10 +27,10 @@ from s3fs import S3FileSystem
 
 from benchmarks.chaos_verdict import verdict
 from benchmarks.chaos_world import ENDS_WITHIN_S, OUT, Archive, Run, Server
-from benchmarks.command import write_csv
 from benchmarks.deltalog import DeltaLog
 from benchmarks.photos import small_photos
 from benchmarks.processes import of_session
+from benchmarks.tables import write_csv
 from infra.s3_server import s3_server
 
 KILLS = 50

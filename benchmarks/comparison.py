@@ -15,7 +15,8 @@ import tyro
 
 from bdnet.recipes import paper
 from bdnet.refine import Refinement
-from benchmarks.command import PUBLISHED, data_folder, run
+from benchmarks.command import run
+from benchmarks.data import PUBLISHED, data_folder
 from benchmarks.experiments import (
     BASELINE,
     START,

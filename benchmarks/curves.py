@@ -11,8 +11,9 @@ import numpy as np
 
 import bdnet
 from bdnet.card import shipped_models
-from benchmarks.command import PUBLISHED, data_folder, write_csv
-from benchmarks.out_of_fold import predict
+from benchmarks.data import PUBLISHED, data_folder
+from benchmarks.marking import predict
+from benchmarks.tables import write_csv
 from pipeline.dataset import parse_grey, read_dataset, read_pair
 from pipeline.scoring import resized
 

@@ -22,8 +22,8 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms.v2.functional import resize
 
 from bdnet.photo import decode, size_at
-from benchmarks.command import write_csv
 from benchmarks.photos import large_photos
+from benchmarks.tables import write_csv
 
 SIDE = 640
 PHOTOS = 9

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bdnet import photo
 from bdnet.memory import MemoryBudget
-from benchmarks.command import write_csv
+from benchmarks.tables import write_csv
 
 SIZE = (8000, 5000)
 PIXELS = SIZE[0] * SIZE[1]

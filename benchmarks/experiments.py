@@ -36,7 +36,9 @@ from bdnet.recipes import Recipe, equal_budget
 from bdnet.refine import Refinement
 from bdnet.refine import refine as refined
 from benchmarks.archive_auc import label
-from benchmarks.command import data_folder, read_csv, run, write_csv
+from benchmarks.command import run
+from benchmarks.data import data_folder
+from benchmarks.tables import read_csv, write_csv
 from pipeline import cluster
 from pipeline.dataset import read_dataset, read_pair
 from pipeline.training import TrainingSettings, train

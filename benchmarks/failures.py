@@ -17,8 +17,9 @@ from scipy import ndimage
 import bdnet
 from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.refine import crf
-from benchmarks.command import INVERTED_MASKS, data_folder, write_csv
-from benchmarks.out_of_fold import predict
+from benchmarks.data import INVERTED_MASKS, data_folder
+from benchmarks.marking import predict
+from benchmarks.tables import write_csv
 from pipeline.dataset import read_dataset, read_pair
 
 REGIONS = ("border", "flat", "rest")

@@ -19,9 +19,9 @@ import fsspec
 import tyro
 from ray.cluster_utils import Cluster
 
-from benchmarks.command import write_csv
 from benchmarks.deltalog import rows_by_time, steady_rate
 from benchmarks.photos import large_photos, write_copies
+from benchmarks.tables import write_csv
 
 # Detectors have threads by their nodes' logical CPUs: nodes that share this machine's cores divide them, so
 # that two detectors on two cores have one thread each, as in a local audit.

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from bdnet.photo import decode
-from benchmarks.command import data_folder, write_csv
+from benchmarks.data import data_folder
+from benchmarks.tables import write_csv
 
 PHOTOS = 2
 LONG_SIDE = 1024

@@ -24,7 +24,7 @@ from bdnet.int8 import has_fast_int8, quantize
 from bdnet.memory import keep_freed_memory
 from bdnet.model import cpu_batch, has_fast_bfloat16, read_network
 from bdnet.preprocess import normalize
-from benchmarks.command import write_csv
+from benchmarks.tables import write_csv
 
 ROUNDS = 7
 MATRIX = 4096

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 from scipy import optimize
 from scipy.special import expit, logit
 
@@ -25,8 +24,9 @@ from bdnet.augment import whole_frame_blur
 from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.model import Model
 from bdnet.output import BLUR_KINDS
-from bdnet.photo import size_at
-from benchmarks.command import data_folder, measured_on, read_csv, replace_rows
+from benchmarks.data import data_folder
+from benchmarks.marking import predict
+from benchmarks.tables import measured_on, read_csv, replace_rows
 from pipeline.dataset import LabelledPhoto, read_dataset, read_pair
 
 BINS = 20
@@ -92,20 +92,6 @@ def margin_shares(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
     step = step.clip(-MARGIN_STEPS, MARGIN_STEPS).astype(np.int64) + MARGIN_STEPS
     steps = 2 * MARGIN_STEPS + 1
     return np.bincount(truth * steps + step, minlength=2 * steps).reshape(2, steps) / truth.size
-
-
-def predict(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mark a photo at the model's working size; the map, float32 H×W, has the photo's own size again."""
-    height, width, _ = pixels.shape
-    size = size_at(width, height, model.card.working_size)
-    if size != (width, height):
-        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    probabilities, kinds = model.predict(pixels.copy()[None])
-    probability = probabilities[0]
-    if size != (width, height):
-        whole = Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)
-        probability = np.asarray(whole)
-    return probability, None if kinds is None else kinds[0]
 
 
 def mark_fold(folder: Path, fold: int) -> tuple[list[Marked], dict[str, np.ndarray]]:

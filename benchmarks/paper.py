@@ -14,8 +14,9 @@ import vl_convert
 
 from bdnet.card import DEFAULT_MODEL, shipped_models
 from benchmarks.ablation import ALL_SEEDS, ON_BLURDB2, VARIANTS
-from benchmarks.command import INVERTED_MASKS, read_csv
 from benchmarks.comparison import SYSTEMS
+from benchmarks.data import INVERTED_MASKS
+from benchmarks.tables import read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEMPLATES = Path(__file__).parent / "templates"

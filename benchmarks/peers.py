@@ -17,8 +17,8 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.command import write_csv
 from benchmarks.photos import large_photos, write_copies
+from benchmarks.tables import write_csv
 
 ROUNDS = 3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from benchmarks.command import data_folder
+from benchmarks.data import data_folder
 
 SOURCES = 30
 

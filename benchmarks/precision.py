@@ -16,8 +16,9 @@ from bdnet.card import DEFAULT_MODEL
 from bdnet.detect import BLURRED_PROBABILITY
 from bdnet.metrics import confusion, scores
 from bdnet.model import read_network
-from benchmarks.command import data_folder, write_csv
-from benchmarks.out_of_fold import predict
+from benchmarks.data import data_folder
+from benchmarks.marking import predict
+from benchmarks.tables import write_csv
 from pipeline.dataset import read_dataset, read_pair
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 
 from bdnet.card import DEFAULT_MODEL
-from benchmarks.command import RESULTS, cores_of, measured_on, read_csv, write_csv
+from benchmarks.tables import RESULTS, cores_of, measured_on, read_csv, write_csv
 
 MEGAPIXELS = "3"
 

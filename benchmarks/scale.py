@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from PIL import Image
 
-from benchmarks.command import RESULTS, write_csv
+from benchmarks.tables import RESULTS, write_csv
 from infra.s3_server import s3_server
 from pipeline import listing, storage
 from pipeline.layout import AuditLayout

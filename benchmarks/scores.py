@@ -15,9 +15,11 @@ from sklearn.metrics import balanced_accuracy_score
 from bdnet.card import shipped_models
 from bdnet.model import load
 from bdnet.output import BLUR_KINDS
-from benchmarks.command import PUBLISHED, data_folder, run, write_csv
+from benchmarks.command import run
+from benchmarks.data import PUBLISHED, data_folder
 from benchmarks.experiments import read_scored, score_columns
-from benchmarks.out_of_fold import predict
+from benchmarks.marking import predict
+from benchmarks.tables import write_csv
 from pipeline.dataset import read_dataset, read_pair
 
 # The paper's network among the shipped models.

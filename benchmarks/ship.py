@@ -18,7 +18,9 @@ import tyro
 import bdnet
 from bdnet.card import CARD_FILE, WEIGHTS_FILE, read_folder
 from bdnet.metrics import SCORES
-from benchmarks.command import data_folder, read_csv, run
+from benchmarks.command import run
+from benchmarks.data import data_folder
+from benchmarks.tables import read_csv
 
 BLURRAW = "BlurRaw, 800 training photos (Shi, Xu, Jia: Discriminative Blur Detection Features, CVPR 2014)"
 

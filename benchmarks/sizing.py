@@ -9,7 +9,7 @@ Writes results/sizing.csv.
 
 import sys
 
-from benchmarks.command import cores_of, measured_on, read_csv, write_csv
+from benchmarks.tables import cores_of, measured_on, read_csv, write_csv
 
 DOLLARS_PER_VCPU_HOUR = 0.05
 DOLLARS_PER_GPU_HOUR = 0.60

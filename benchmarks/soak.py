@@ -29,10 +29,11 @@ import fsspec
 import tyro
 from PIL import Image, ImageOps
 
-from benchmarks.command import RESULTS, data_folder, write_csv
+from benchmarks.data import data_folder
 from benchmarks.deltalog import DeltaLog
 from benchmarks.photos import small_photos
 from benchmarks.processes import Memory, end_session, memory, of_session, start
+from benchmarks.tables import RESULTS, write_csv
 
 PHOTOS = 20_000
 EARLY = 2_000

@@ -23,9 +23,10 @@ import fsspec
 import tyro
 
 from bdnet.card import DEFAULT_MODEL
-from benchmarks.command import run, write_csv
+from benchmarks.command import run
 from benchmarks.deltalog import rows_by_time, steady_rate
 from benchmarks.photos import large_photos, write_copies
+from benchmarks.tables import write_csv
 from infra.s3_server import fill, s3_server
 
 SOURCE = "s3://photos/archive"

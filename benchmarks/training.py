@@ -16,7 +16,9 @@ import tyro
 
 from bdnet.card import DEFAULT_MODEL, read_card
 from bdnet.recipes import default
-from benchmarks.command import data_folder, run, write_csv
+from benchmarks.command import run
+from benchmarks.data import data_folder
+from benchmarks.tables import write_csv
 from pipeline.training import plan
 
 ROUNDS = 3

@@ -17,8 +17,8 @@ import pytest
 import tyro
 from PIL import Image
 
-from benchmarks.command import read_csv
 from benchmarks.paper import interval
+from benchmarks.tables import read_csv
 from pipeline.layout import AuditLayout
 from pipeline.ledger import Committer, stage
 from pipeline.schema import AUDIT_TABLE

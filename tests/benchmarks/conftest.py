@@ -1,10 +1,10 @@
 import pytest
 
-from benchmarks import command
+from benchmarks import tables
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """An empty folder in place of benchmarks/results."""
-    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     return tmp_path

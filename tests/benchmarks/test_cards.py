@@ -3,7 +3,7 @@
 import pytest
 
 from bdnet.card import Card, read_card, shipped_models
-from benchmarks.command import read_csv
+from benchmarks.tables import read_csv
 
 
 @pytest.fixture(params=shipped_models())

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import ablation, command, experiments
+from benchmarks import ablation, experiments, tables
 from benchmarks.experiments import BASELINE, Lab, Scored, complete, score_columns, with_rate
 
 
@@ -18,10 +18,10 @@ def test_a_row_that_is_there_is_kept_and_rows_stand_in_the_tables_order(results)
         return {"value": f"{name} made"}
 
     there = [{"name": name, "value": f"{name} of another day"} for name in ("another network", "b")]
-    command.write_csv("table", there)
+    tables.write_csv("table", there)
     complete("table", "name", {name: lambda name=name: make(name) for name in "abc"})
     assert made == ["a", "c"]
-    assert [(row["name"], row["value"]) for row in command.read_csv("table")] == [
+    assert [(row["name"], row["value"]) for row in tables.read_csv("table")] == [
         ("a", "a made"),
         ("b", "b of another day"),
         ("c", "c made"),
@@ -56,9 +56,9 @@ def test_the_difference_from_the_baseline_is_paired_by_photo_not_by_place():
 
 
 def test_a_column_that_old_rows_lack_is_empty_there_and_stands_before_what_was_measured_on(results):
-    command.write_csv("table", [{"name": "a"}])
-    command.write_csv("table", [*command.read_csv("table"), {"name": "b", "score": "0.5"}])
-    first, second = command.read_csv("table")
+    tables.write_csv("table", [{"name": "a"}])
+    tables.write_csv("table", [*tables.read_csv("table"), {"name": "b", "score": "0.5"}])
+    first, second = tables.read_csv("table")
     assert (first["score"], second["score"]) == ("", "0.5")
     assert list(first) == ["name", "score", "hardware", "versions"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from benchmarks import command, out_of_fold
+from benchmarks import out_of_fold, tables
 from benchmarks.out_of_fold import Marked
 
 
@@ -14,7 +14,7 @@ def marked(photo, kind, fold=0, confusion=((90, 0), (0, 10)), truly=0.1, said=0.
 
 def test_photos_that_were_kept_are_read_as_they_were(results):
     photos = [marked("m", "motion", fold=1, said=0.25), marked("d", "defocus", fold=1, kind_said="motion")]
-    command.write_csv("fold_photos", out_of_fold.photo_rows("net", photos))
+    tables.write_csv("fold_photos", out_of_fold.photo_rows("net", photos))
     read = out_of_fold.read_photos("net")
     assert [vars(one) | {"confusion": one.confusion.tolist()} for one in read] == [
         vars(one) | {"confusion": one.confusion.tolist()} for one in photos
@@ -42,7 +42,7 @@ def test_the_temperature_of_a_network_twice_too_sure_is_two(results):
             truth = rng.random(honest.size) < expit(honest)
             shares[kind] = shares[kind] + out_of_fold.margin_shares(expit(2 * honest), truth)
     rows = [row for fold in (0, 1) for row in out_of_fold.margin_rows("net", fold, shares)]
-    command.write_csv("fold_margins", rows)
+    tables.write_csv("fold_margins", rows)
     margin, weight, fold = out_of_fold.read_margins("net")
     assert weight.sum() == pytest.approx(1)
     temperature = out_of_fold.best_temperature(margin, weight)
@@ -70,7 +70,7 @@ def test_a_fold_is_softened_by_the_temperature_of_the_others_not_by_its_own(resu
             ("motion", "defocus"), out_of_fold.margin_shares(expit(too_sure * honest), truth)
         )
         rows += out_of_fold.margin_rows("net", fold, shares)
-    command.write_csv("fold_margins", rows)
+    tables.write_csv("fold_margins", rows)
     margin, weight, fold = out_of_fold.read_margins("net")
     probability = out_of_fold.softened(margin, weight, fold)
     for here, temperature in ((fold == 0, 2), (fold == 1, 1)):
@@ -80,7 +80,7 @@ def test_a_fold_is_softened_by_the_temperature_of_the_others_not_by_its_own(resu
 def test_kinds_share_the_pixels_equally_however_many_photos_they_have(results):
     one_pixel = out_of_fold.margin_shares(np.array([0.9]), np.array([True]))
     shares = {"motion": one_pixel, "defocus": 7 * one_pixel}
-    command.write_csv("fold_margins", out_of_fold.margin_rows("net", 0, shares))
+    tables.write_csv("fold_margins", out_of_fold.margin_rows("net", 0, shares))
     _, weight, _ = out_of_fold.read_margins("net")
     assert weight[1].tolist() == [0.5, 0.5]
 

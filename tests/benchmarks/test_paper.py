@@ -2,7 +2,7 @@
 
 from bdnet.card import DEFAULT_MODEL
 from benchmarks import paper
-from benchmarks.command import read_csv
+from benchmarks.tables import read_csv
 
 
 def test_a_table_that_is_not_there_is_named_with_the_command_that_makes_it():
