@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from jobs.command import UsageError, run
-from pipeline import cluster, storage
+from pipeline import storage
 from pipeline.patches import Cut, prepare
 
 
@@ -33,8 +33,7 @@ def work(settings: Settings) -> dict[str, Any]:
         raise UsageError("--seed must be at least 0")
     dataset, out = storage.normalize(settings.dataset), storage.normalize(settings.out)
     print(f"cutting {dataset} ({settings.split}) as {settings.cut} into {out}", file=sys.stderr)
-    with cluster.connect() as shares:
-        return prepare(dataset, settings.cut, out, settings.seed, settings.split, shares)
+    return prepare(dataset, settings.cut, out, settings.seed, settings.split)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,8 +23,7 @@ from PIL import Image
 
 from bdnet import photo as photos_in
 from bdnet.output import BLUR_KINDS
-from pipeline import storage
-from pipeline.cluster import Shares
+from pipeline import cluster, storage
 from pipeline.dataset import (
     LabelledPhoto,
     at_training_size,
@@ -116,7 +115,7 @@ def cut_photo(photo: LabelledPhoto, cut: Cut, seed: int) -> Iterator[dict[str, o
         }
 
 
-def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, shares: Shares) -> dict[str, Any]:
+def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str) -> dict[str, Any]:
     """Check a dataset, cut it and write the shards; the manifest comes last, so a half-written one is none.
 
     Raises:
@@ -136,19 +135,20 @@ def prepare(dataset: str, cut: Cut, out: str, seed: int, split: str, shares: Sha
         for index in range(0, len(order), PHOTOS_PER_SHARD)
         for group in [order[index : index + PHOTOS_PER_SHARD]]
     ]
-    written = ray.data.from_arrow(tables).map_batches(
-        partial(_write_shard, cut=cut, seed=seed, out=out),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=shares.decode_cpus,
-    )
     progress = Progress("photos", len(photos))
     shards: dict[str, str] = {}
     by_kind = Counter[str]()
-    for row in written.iter_rows():
-        progress.add(row["photos"])
-        shards[row["shard"]] = row["digest"]
-        by_kind.update({kind: row[kind] for kind in BLUR_KINDS})
+    with cluster.connect() as shares:
+        written = ray.data.from_arrow(tables).map_batches(
+            partial(_write_shard, cut=cut, seed=seed, out=out),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=shares.decode_cpus,
+        )
+        for row in written.iter_rows():
+            progress.add(row["photos"])
+            shards[row["shard"]] = row["digest"]
+            by_kind.update({kind: row[kind] for kind in BLUR_KINDS})
     progress.close()
     assert progress.done == len(photos), "a shard is missing"
     content: dict[str, Any] = {
