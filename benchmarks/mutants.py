@@ -1,12 +1,12 @@
 """What becomes of damaged photos? ``python -m benchmarks.mutants``.
 
-Makes mutants of real photos in every format, always the same ones, decodes each, in processes with bounded
-memory, and counts by format, mutation and status. ``differs`` of a mutant that is ok: its pixels are far from
-the original's, so that it is scored though it is broken. A process that dies counts as a crash, of its own.
+Makes mutants of real photos in every format, always the same ones, decodes each in a process of its own, as
+audits do with what is suspect, in bounded memory, and counts by format, mutation and status. ``differs`` of a
+mutant that is ok: its pixels are far from the original's, so that it is scored though it is broken. A process
+that dies counts as a crash, one that doesn't end as a hang.
 """
 
 import io
-import multiprocessing
 import resource
 import struct
 import sys
@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bdnet.photo import decode
+from bdnet.card import WORKING_SIZE
+from bdnet.photo import Limits, Photo
 from benchmarks.data import data_folder
 from benchmarks.tables import write_csv
+from pipeline.decoding import Isolated
 
 PHOTOS = 2
 LONG_SIDE = 1024
@@ -154,67 +156,47 @@ MUTATIONS: dict[str, tuple[Mutation, int]] = {
 }
 
 
-def decode_bounded(jobs: Any, answers: Any) -> None:
-    """Decode mutants against their original until there are no more, within ``MEMORY``."""
+def bound_memory() -> None:
+    """Bound what this process and those that it starts may map, beside what its libraries do."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    original: tuple[bytes, np.ndarray] | None = None
-    while True:
-        data, mutant = jobs.recv()
-        if original is None or original[0] != data:
-            pixels = decode(data).pixels
-            assert pixels is not None
-            original = data, pixels.astype(np.int16)
-        photo = decode(mutant)
-        far = False
-        if photo.pixels is not None:
-            same_shape = photo.pixels.shape == original[1].shape
-            far = not same_shape or float(np.abs(photo.pixels - original[1]).mean()) > FAR
-        answers.send((photo.status, far))
 
 
-class Decoder:
-    """A process that decodes, started again when it dies."""
+def status_of(photo: Photo) -> str:
+    """Its status; one that ``Isolated`` gives where the decoder is at fault has a name of its own."""
+    for fault, words in (
+        ("crash", ("the decoder crashed", "its decoder was killed")),
+        ("hang", ("decoding took",)),
+    ):
+        if (photo.error or "").startswith(words):
+            return fault
+    return photo.status
 
-    def __init__(self) -> None:
-        self._fork = multiprocessing.get_context("fork")
-        self._start()
 
-    def _start(self) -> None:
-        jobs, self.jobs = self._fork.Pipe(duplex=False)
-        self.answers, answers = self._fork.Pipe(duplex=False)
-        self._process = self._fork.Process(target=decode_bounded, args=(jobs, answers), daemon=True)
-        self._process.start()
-        answers.close()
-
-    def __call__(self, original: bytes, mutant: bytes) -> tuple[str, bool]:
-        """Return the status, and whether an ok one is far from the original."""
-        self.jobs.send((original, mutant))
-        try:
-            if self.answers.poll(60):
-                return self.answers.recv()
-            self._process.kill()
-            status = "hang"
-        except EOFError:
-            status = "crash"
-        self._process.join()
-        self._start()
-        return status, False
+def is_far(pixels: np.ndarray, original: np.ndarray) -> bool:
+    """Whether pixels, uint8 [H, W, 3], are another picture than the original's."""
+    if pixels.shape != original.shape:
+        return True
+    return float(np.abs(pixels.astype(np.int16) - original).mean()) > FAR
 
 
 def main() -> int:
     """Decode all mutants and write results/mutants.csv."""
-    decoder, rng = Decoder(), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     counts: Counter[tuple[str, str, str]] = Counter()
     differs: Counter[tuple[str, str, str]] = Counter()
-    for name, data in originals():
-        for mutation, (mutate, times) in MUTATIONS.items():
-            for _ in range(times):
-                status, far = decoder(data, mutate(data, rng))
-                key = name, mutation, status
-                counts[key] += 1
-                differs[key] += far
+    bound_memory()
+    with Isolated() as isolated:
+        for name, data in originals():
+            original = isolated.decode(data, WORKING_SIZE, Limits()).pixels
+            assert original is not None
+            for mutation, (mutate, times) in MUTATIONS.items():
+                for _ in range(times):
+                    photo = isolated.decode(mutate(data, rng), WORKING_SIZE, Limits())
+                    key = name, mutation, status_of(photo)
+                    counts[key] += 1
+                    differs[key] += photo.pixels is not None and is_far(photo.pixels, original)
     rows = [
         {
             **dict(zip(("format", "mutation", "status"), key, strict=True)),
