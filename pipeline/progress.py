@@ -50,9 +50,12 @@ class Progress:
         self._said_at = self.done
         total = "" if self.total is None else f" of {self.total:,}"
         failed = f" ({self.failed:,} failed)" if self.failed else ""
-        text = f"{self.what}: {self.done:,}{total}{failed}, {self.rate:.1f}/s"
-        if self.done and self.total is not None:
-            text += f", {duration((self.total - self.done) / self.rate)} left"
+        text = f"{self.what}: {self.done:,}{total}{failed}"
+        # While workers start nobody knows the rate.
+        if self.total in (None, self.done) or (self._first is not None and self.done > self._first[1]):
+            text += f", {self.rate:.1f}/s"
+            if self.total:
+                text += f", {duration((self.total - self.done) / self.rate)} left"
         print(f"\r{text}\033[K" if sys.stderr.isatty() else text, file=sys.stderr, end="", flush=True)
         if not sys.stderr.isatty():
             print(file=sys.stderr, flush=True)
