@@ -33,7 +33,7 @@ from pipeline.view import lost, previous_listing
 log = logging.getLogger("bdnet")
 
 # The table's engine reads names as URLs: it would end the name here, or take it for another character.
-_AMBIGUOUS = re.compile(r"[#?\\\x00-\x1f]|%[0-9a-fA-F]{2}|(?<!:)/(?=/)|(?<=/)\.{1,2}(?=/|$)")
+_AMBIGUOUS = re.compile(r"[#?\\\x00-\x1f]|%[0-9a-fA-F]{2}|(?<=[^:/])//|(?<=/)\.{1,2}(?=/|$)")
 SUBTRACT_WITHIN_SECONDS = 1800.0
 TIDY_WITHIN_SECONDS = 7200.0
 
