@@ -30,6 +30,10 @@ def test_what_the_page_concludes_in_words_is_so_in_its_tables():
     for name in ("no norm", "no dropout", "no norm, no dropout", "8s", "4s"):
         assert abs(parts[name]) < chance, name
 
+    pairs = {row["network"]: row for row in read_csv("ablation_blurdb2")}
+    mean = pairs["no norm, no dropout, mean of 3"]
+    assert float(mean["minus_low"]) < 0 < float(mean["minus_high"])
+
     wrong = {row["region"]: float(row["wrong"]) for row in read_csv("failures")}
     assert wrong["flat"] < wrong["rest"] < wrong["border"]
     everywhere = paper.answers({name: read_csv(name) for name in paper.TABLES})["everywhere"]
