@@ -38,7 +38,7 @@ from bdnet.refine import refine as refined
 from benchmarks.archive_auc import label
 from benchmarks.command import run
 from benchmarks.data import data_folder
-from benchmarks.tables import read_csv, write_csv
+from benchmarks.tables import read_csv, replace_rows, write_csv
 from pipeline import cluster
 from pipeline.dataset import read_dataset, read_pair
 from pipeline.training import TrainingSettings, train
@@ -155,19 +155,24 @@ class Lab:
         """The learning rate of RATES with the lowest loss on crops that were not learned from yet.
 
         One pass over a quarter of the training photos with each rate: the loss of a step is taken before the
-        step learns from it.
+        step learns from it. results/probes.csv keeps the losses; what is there isn't probed again.
         """
-        losses = {}
+        probed = {row["rate"]: row for row in read_csv("probes") if row["system"] == experiment.name}
         for rate in RATES:
+            if f"{rate:g}" in probed:
+                continue
             recipe = replace(experiment.recipe, learning_rate=rate, epochs=1, crops_per_epoch=None)
             name = f"{experiment.name}, rate {rate:g}"
             one_pass = replace(experiment, name=name, recipe=recipe, share=0.25)
             try:
-                losses[rate] = self.train(one_pass)["loss"]
+                loss = self.train(one_pass)["loss"]
             except ValueError as error:  # weights that are not finite can't be saved
                 print(f"{name}: {error}", file=sys.stderr)
-                losses[rate] = float("inf")
-        return min(losses, key=lambda rate: losses[rate])
+                loss = float("inf")
+            row = {"system": experiment.name, "rate": f"{rate:g}", "loss": f"{loss:.4f}"}
+            replace_rows("probes", [row], "system", "rate")
+            probed[row["rate"]] = row
+        return min(RATES, key=lambda rate: float(probed[f"{rate:g}"]["loss"]))
 
     def score(self, experiment: Experiment, refine: Refinement = "none") -> "Scored":
         """Score a trained network on the test photos with ``jobs.evaluate``."""

@@ -16,6 +16,7 @@ from bdnet.card import DEFAULT_MODEL, shipped_models
 from benchmarks.ablation import ALL_SEEDS, ON_BLURDB2, VARIANTS
 from benchmarks.comparison import SYSTEMS
 from benchmarks.data import INVERTED_MASKS
+from benchmarks.experiments import RATES
 from benchmarks.tables import read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -23,7 +24,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (
     *("scores", "comparison", "ablation", "ablation_blurdb2", "kfold", "training_curves"),
     *("pr_curves", "calibration", "verdict_thresholds", "archive_auc", "archive_thresholds"),
-    *("failures", "network"),
+    *("failures", "network", "probes"),
 )
 FOLDS = 3
 # What is shipped and made by today's recipes, and the paper's network with a short one.
@@ -85,6 +86,12 @@ COLUMNS: dict[str, Columns] = {
         "F": rounded("f_beta"),
         "MAE": rounded("mae"),
         "AUC on archive/": rounded("archive_auc"),
+    },
+    "probes": {
+        "system": "system",
+        **{f"{rate:g}": f"{rate:g}" for rate in RATES},
+        "chooses": "chosen",
+        "rate in the table": "used",
     },
     "ablation": {
         **{name: name for name in ("changed", "to")},
@@ -259,6 +266,24 @@ def with_costs(results: dict[str, list[Row]]) -> list[Row]:
     return rows
 
 
+def by_rate(results: dict[str, list[Row]]) -> list[Row]:
+    """The probe's losses, a row for each system, with the rate of its row in the comparison."""
+    used = {row["system"]: row["rate"] for row in results["comparison"]}
+    losses: dict[str, Row] = defaultdict(dict)
+    for row in results["probes"]:
+        losses[row["system"]][row["rate"]] = row["loss"]
+    return [
+        {
+            **dict.fromkeys(map("{:g}".format, RATES), ""),
+            **its,
+            "system": system,
+            "chosen": min(its, key=lambda rate: float(its[rate])),
+            "used": used.get(system, ""),
+        }
+        for system, its in losses.items()
+    ]
+
+
 def with_archive(results: dict[str, list[Row]]) -> list[Row]:
     """The thresholds of the verdict, with what each says of archive/ where that was audited."""
     archive = {
@@ -287,6 +312,7 @@ def page(results: dict[str, list[Row]]) -> str:
     """The text of docs/paper.md, whatever tables are there."""
     shown = results | {
         "scores": with_costs(results),
+        "probes": by_rate(results),
         # Networks that others have added come last.
         "kfold": sorted(results["kfold"], key=lambda row: [*FOLDED, row["model"]].index(row["model"])),
         # One line of the calibration's bins is enough: the error is that of all.
