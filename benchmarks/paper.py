@@ -16,7 +16,7 @@ from bdnet.card import DEFAULT_MODEL, shipped_models
 from benchmarks.ablation import ALL_SEEDS, ON_BLURDB2, VARIANTS
 from benchmarks.comparison import SYSTEMS
 from benchmarks.data import INVERTED_MASKS
-from benchmarks.experiments import RATES
+from benchmarks.experiments import RATES, START
 from benchmarks.tables import read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -161,6 +161,7 @@ def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
     variants = {(row["changed"], row["to"]) for row in results["ablation"]}
     pairs = {row["network"] for row in results["ablation_blurdb2"]}
     folds = {(row["model"], row["fold"]) for row in results["kfold"]}
+    probed = {row["system"] for row in by_rate(results) if row["chosen"]}
     return {
         "kfold": [
             f"{model}, fold {fold}"
@@ -169,6 +170,7 @@ def waiting(results: dict[str, list[Row]]) -> dict[str, list[str]]:
             if (model, str(fold)) not in folds
         ],
         "comparison": [system.name for system in SYSTEMS if system.name not in systems],
+        "probes": [system.name for system in SYSTEMS if system.recipe == START and system.name not in probed],
         "ablation": [
             f"{changed}: {variant.name}"
             for changed, variant in VARIANTS
@@ -277,7 +279,7 @@ def by_rate(results: dict[str, list[Row]]) -> list[Row]:
             **dict.fromkeys(map("{:g}".format, RATES), ""),
             **its,
             "system": system,
-            "chosen": min(its, key=lambda rate: float(its[rate])),
+            "chosen": min(its, key=lambda rate: float(its[rate])) if len(its) == len(RATES) else "",
             "used": used.get(system, ""),
         }
         for system, its in losses.items()

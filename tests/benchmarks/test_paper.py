@@ -30,6 +30,12 @@ def test_what_the_page_concludes_in_words_is_so_in_its_tables():
     for name in ("no norm", "no dropout", "no norm, no dropout", "8s", "4s"):
         assert abs(parts[name]) < chance, name
 
+    probed = {
+        row["rate"]: float(row["loss"]) for row in read_csv("probes") if row["system"] == "bdnet-resnet18"
+    }
+    assert 0 < probed["0.001"] - probed["0.0003"] < 0.005
+    assert parts["3e-4"] < -chance
+
     pairs = {row["network"]: row for row in read_csv("ablation_blurdb2")}
     mean = pairs["no norm, no dropout, mean of 3"]
     assert float(mean["minus_low"]) < 0 < float(mean["minus_high"])
